@@ -1,0 +1,1 @@
+"""Data: from a user's log to a dataset folder, and from the folder to arrays."""

@@ -1,0 +1,177 @@
+"""Behaviour as arrays: every user's events in time order, and what is held out of them.
+
+The one interchange type between data, baselines, tasks and evaluation. It knows no text, no model and no file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m6rec.errors import DataError
+
+Split = Literal["train", "valid", "test"]
+SPLIT_CODES: dict[str, int] = {"train": 0, "valid": 1, "test": 2}
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Events of all users, grouped by user and ordered in time (compressed rows).
+
+    Args:
+        offsets: ``[num_users + 1]`` int64; user ``u`` owns events ``offsets[u]:offsets[u + 1]``.
+        items: ``[num_events]`` int32 item ids; ``-1`` for an event without an item (a search).
+        splits: ``[num_events]`` int8: 0 train, 1 valid, 2 test; never falls inside one user's events.
+        num_items: size of the catalogue.
+        times: ``[num_events]`` int64 Unix seconds, or ``None`` where only the order is known.
+        values: ``[num_events]`` float32 (rating, weight), NaN where absent; ``None`` where no event has one.
+        verbs: ``[num_events]`` int16 indices into ``verb_names``.
+        verb_names: the verbs of the log, e.g. ``("click", "buy")``.
+        rows: ``[num_events]`` int64 row numbers in ``interactions.parquet`` (for the text of a search).
+    """
+
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int32]
+    splits: NDArray[np.int8]
+    num_items: int
+    times: NDArray[np.int64] | None = None
+    values: NDArray[np.float32] | None = None
+    verbs: NDArray[np.int16] | None = None
+    verb_names: tuple[str, ...] = ()
+    rows: NDArray[np.int64] | None = None
+
+    @property
+    def num_users(self) -> int:
+        """Number of users, those without events included."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_events(self) -> int:
+        """Number of events."""
+        return len(self.items)
+
+    @property
+    def users(self) -> NDArray[np.int32]:
+        """``[num_events]`` the user of each event."""
+        return np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(self.offsets))
+
+    def of(self, user: int) -> slice:
+        """Return the slice of events that ``user`` owns."""
+        return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
+
+    def select(self, keep: NDArray[np.bool_]) -> "Histories":
+        """Return the events where ``keep`` (``[num_events]`` bool) holds; users keep their numbers."""
+        kept = np.zeros(self.num_events + 1, dtype=np.int64)
+        np.cumsum(keep, out=kept[1:])
+
+        def pick(column: NDArray | None) -> NDArray | None:  # type: ignore[type-arg]
+            return None if column is None else column[keep]
+
+        return replace(
+            self,
+            offsets=kept[self.offsets],
+            items=self.items[keep],
+            splits=self.splits[keep],
+            times=pick(self.times),
+            values=pick(self.values),
+            verbs=pick(self.verbs),
+            rows=pick(self.rows),
+        )
+
+    def before(self, split: Split) -> "Histories":
+        """Return what may be known when ``split`` is predicted: the events of all earlier splits.
+
+        ``before("train")`` and ``before("valid")`` are the training events; ``before("test")`` adds the validation
+        ones.
+        """
+        return self.select(self.splits < max(1, SPLIT_CODES[split]))
+
+    def queries(self, split: Split) -> "Queries":
+        """Return one question per user with held-out events of ``split``: what comes next?
+
+        A user's history is every earlier split's events, never another held-out event; a user without history keeps
+        an empty one (a new user). Events without an item are no targets.
+
+        Raises:
+            DataError: ``split`` is ``"train"``.
+        """
+        if split == "train":
+            raise DataError("got split 'train', expected 'valid' or 'test': training events are not held out")
+        code = SPLIT_CODES[split]
+        held_out = self.select((self.splits == code) & (self.items >= 0))
+        counts = np.diff(held_out.offsets)
+        users = np.flatnonzero(counts).astype(np.int32)
+        return Queries(
+            history=self.before(split),
+            users=users,
+            target_offsets=np.concatenate([[0], np.cumsum(counts[users])]).astype(np.int64),
+            targets=held_out.items,
+            target_values=held_out.values,
+        )
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Questions to a recommender: for each of ``users``, given ``history``, which items come next?
+
+    Args:
+        history: what may be known; indexed by user.
+        users: ``[num_queries]`` int32 user of each query.
+        target_offsets: ``[num_queries + 1]`` int64.
+        targets: ``[num_targets]`` int32 held-out items; query ``q`` owns ``target_offsets[q]:target_offsets[q + 1]``.
+        target_values: ``[num_targets]`` float32 or ``None``.
+    """
+
+    history: Histories
+    users: NDArray[np.int32]
+    target_offsets: NDArray[np.int64]
+    targets: NDArray[np.int32]
+    target_values: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def targets_of(self, query: int) -> NDArray[np.int32]:
+        """Return the held-out items of one query."""
+        return self.targets[self.target_offsets[query] : self.target_offsets[query + 1]]
+
+    def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
+        """Yield query numbers in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield np.arange(start, min(start + size, len(self)))
+
+    def take(self, which: NDArray[np.int64]) -> "Queries":
+        """Return the queries numbered ``which``, in that order."""
+        spans = [self.targets[self.target_offsets[q] : self.target_offsets[q + 1]] for q in which]
+        keep = np.concatenate([np.arange(self.target_offsets[q], self.target_offsets[q + 1]) for q in which] or [[]])
+        return replace(
+            self,
+            users=self.users[which],
+            target_offsets=np.cumsum([0, *map(len, spans)]).astype(np.int64),
+            targets=np.concatenate(spans) if spans else self.targets[:0],
+            target_values=None if self.target_values is None else self.target_values[keep.astype(np.int64)],
+        )
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Labelled (user, item) pairs for ranking: shown this, at this point of the user's history, was it a yes?
+
+    Args:
+        history: what may be known; indexed by user.
+        users: ``[num_pairs]`` int32.
+        items: ``[num_pairs]`` int32.
+        labels: ``[num_pairs]`` float32, 0 or 1.
+        lengths: ``[num_pairs]`` int64: how many of the user's events in ``history`` come before the pair and may be seen.
+    """
+
+    history: Histories
+    users: NDArray[np.int32]
+    items: NDArray[np.int32]
+    labels: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.users)

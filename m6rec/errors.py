@@ -1,0 +1,106 @@
+"""The one tree of errors that m6rec raises on purpose.
+
+::
+
+    M6RecError
+    ├── ConfigError          a recipe, flag or setting is wrong
+    │   └── UnknownNameError     a name that no shelf or field has
+    ├── DataError            a log, catalogue or dataset folder is wrong
+    │   └── RowError             one row is wrong: names file, row and field
+    ├── TemplateError        a template or prompt file is wrong
+    ├── BackboneError        a backbone cannot be found or is of an unknown family
+    ├── TunerError           an adapter does not fit, or a tuner cannot do what was asked
+    ├── RunError             a run folder is missing, incomplete or of another version
+    ├── CheckpointError      a checkpoint cannot be written or read
+    └── MissingExtraError    an optional dependency is not installed
+
+Every message says what was got, what was expected, and what to do. This module knows nothing else of the package.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class M6RecError(Exception):
+    """Root of every error that m6rec raises on purpose."""
+
+
+class ConfigError(M6RecError):
+    """A recipe, flag or setting is wrong."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that no table has; the message offers the nearest ones.
+
+    Args:
+        kind: what was looked up, e.g. ``"tuner"``.
+        name: the name that was given.
+        known: every name that would have been right.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(f"unknown {kind} {name!r}{nearest(name, self.known)}")
+
+
+class DataError(M6RecError):
+    """A log, catalogue or dataset folder is wrong."""
+
+
+class RowError(DataError):
+    """One row of an input file is wrong.
+
+    Args:
+        path: the file.
+        row: 1-based data row (a header does not count).
+        field: the column or key.
+        problem: got and expected, in words.
+    """
+
+    def __init__(self, path: object, row: int, field: str, problem: str) -> None:
+        self.path, self.row, self.field = str(path), row, field
+        super().__init__(f"{path}, row {row}, field {field!r}: {problem}")
+
+
+class TemplateError(M6RecError):
+    """A data template or prompt file is wrong."""
+
+
+class BackboneError(M6RecError):
+    """A backbone cannot be found, or is of a family that the walk does not know."""
+
+
+class TunerError(M6RecError):
+    """An adapter does not fit its backbone, or a tuner cannot do what was asked."""
+
+
+class RunError(M6RecError):
+    """A run folder is missing, incomplete or of another version."""
+
+
+class CheckpointError(M6RecError):
+    """A checkpoint cannot be written or read."""
+
+
+class MissingExtraError(M6RecError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: the import that failed.
+        extra: the extra of m6rec that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed; do: pip install "m6rec[{extra}]"')
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the tail of an error message that names what would have been right.
+
+    >>> nearest("lorra", ["lora", "prompt"])
+    '; did you mean lora? (known: lora, prompt)'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ";"
+    return f"{hint} (known: {', '.join(names)})"

@@ -1,0 +1,1 @@
+"""Evaluation: one harness for ours and the baselines."""

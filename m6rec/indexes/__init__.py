@@ -1,0 +1,12 @@
+"""Shelf of indexes: nearest items to a vector."""
+
+from m6rec.registry import Registry
+
+INDEXES = Registry(
+    "index",
+    {
+        "exact": "m6rec.indexes.exact:ExactIndex",
+        "faiss": "m6rec.indexes.faiss:FaissIndex",
+    },
+    group="m6rec.indexes",
+)

@@ -1,0 +1,1 @@
+"""Metrics: usable alone on anyone's lists."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions and small modules: no model, no config."""

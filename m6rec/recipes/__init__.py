@@ -1,0 +1,1 @@
+"""Recipes: one yaml a task, shipped in the wheel."""

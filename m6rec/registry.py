@@ -1,0 +1,70 @@
+"""Shelves: named plug-ins that are imported only when asked for.
+
+A table holds text (``"package.module:Attribute"``), so that listing a shelf or importing m6rec loads no torch.
+Third parties add names through an entry-point group (``m6rec.tuners`` and so on); a name of ours cannot be replaced.
+This module knows no plug-in.
+"""
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from m6rec.errors import ConfigError, UnknownNameError
+
+
+class Registry(Mapping[str, str]):
+    """One shelf's table from name to ``"module:attribute"``.
+
+    Args:
+        kind: the singular noun used in messages, e.g. ``"tuner"``.
+        table: name -> ``"package.module:Attribute"``.
+        group: entry-point group that third parties may fill; ``None`` closes the shelf.
+
+    >>> shelf = Registry("counter", {"counter": "collections:Counter"})
+    >>> shelf.load("counter")("aab")["a"]
+    2
+    """
+
+    def __init__(self, kind: str, table: Mapping[str, str], group: str | None = None) -> None:
+        self.kind, self.group, self._own = kind, group, dict(table)
+
+    @property
+    def _table(self) -> dict[str, str]:
+        if self.group is None:
+            return self._own
+        strangers = {point.name: point.value for point in entry_points(group=self.group)}
+        return {**strangers, **self._own}
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._table[name]
+        except KeyError:
+            raise UnknownNameError(self.kind, name, self._table) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def load(self, name: str) -> Any:
+        """Import and return the plug-in called ``name``.
+
+        Raises:
+            UnknownNameError: no such name; offers the nearest.
+            ConfigError: the table's text points nowhere.
+        """
+        target = self[name]
+        module, _, attribute = target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except AttributeError as error:
+            raise ConfigError(f"{self.kind} {name!r} points to {target!r}, which has no such attribute") from error
+
+    def describe(self, name: str) -> tuple[str, str]:
+        """Return the first line of a plug-in's docstring and its ``Source:`` (empty where it has none)."""
+        text = inspect.getdoc(self.load(name)) or ""
+        source = next((line.split("Source:", 1)[1].strip() for line in text.splitlines() if "Source:" in line), "")
+        return text.partition("\n")[0], source.strip("* ")

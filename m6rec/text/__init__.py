@@ -1,0 +1,1 @@
+"""Text: from records to segments, from segments to token batches."""

@@ -1,0 +1,1 @@
+"""Training: one accelerate loop and what feeds and saves it."""
