@@ -61,6 +61,20 @@ class Histories:
         """Return the slice of events that ``user`` owns."""
         return slice(int(self.offsets[user]), int(self.offsets[user + 1]))
 
+    def events_of(self, users: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return all events of several users at once.
+
+        Args:
+            users: ``[n]`` user ids, in any order, repeats allowed.
+
+        Returns:
+            ``[m]`` the place in ``users`` that each event belongs to (ascending); ``[m]`` the event's number, in the
+            user's order.
+        """
+        starts, counts = self.offsets[users], self.offsets[np.asarray(users, np.int64) + 1] - self.offsets[users]
+        places = np.repeat(np.arange(len(users)), counts)
+        return places, np.arange(len(places)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
+
     def select(self, keep: NDArray[np.bool_]) -> "Histories":
         """Return the events where ``keep`` (``[num_events]`` bool) holds; users keep their numbers."""
         kept = np.zeros(self.num_events + 1, dtype=np.int64)
