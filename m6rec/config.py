@@ -102,7 +102,7 @@ def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         inner = arguments[0] if arguments else Any
         items = [_convert(inner, item, f"{path}[{index}]", problems) for index, item in enumerate(value)]
         return tuple(items) if origin is tuple else items
-    elif origin in (dict, Mapping) or hint is dict or origin is getattr(types, "MappingType", None):
+    elif origin in (dict, Mapping) or hint is dict:
         if isinstance(value, Mapping):
             return dict(value)
     elif origin is not None and isinstance(value, Mapping):
