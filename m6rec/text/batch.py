@@ -1,10 +1,14 @@
 """Token ids with the tree they stand in: what text hands to a backbone. It knows no model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from m6rec.text.tokenize import TokenizedLayout
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,39 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """Return the batch on ``device``."""
-        return TokenBatch(**{name: None if value is None else value.to(device) for name, value in vars(self).items()})
+        columns: dict[str, Any] = {
+            name: value if value is None else value.to(device) for name, value in vars(self).items()
+        }
+        return TokenBatch(**columns)
 
     @property
     def size(self) -> int:
         """Number of rows."""
         return int(self.ids.shape[0])
+
+
+def collate(layouts: Sequence[TokenizedLayout], pad_id: int) -> TokenBatch:
+    """Return layouts as one batch, padded on the right.
+
+    Args:
+        layouts: ``batch`` tokenised layouts; an empty one becomes a row of padding.
+        pad_id: token id of padding (``TextTokenizer.pad_id``). Padding has position, block, branch and segment 0, and
+            is hidden by ``keep``.
+    """
+    tokens = max((len(layout) for layout in layouts), default=0)
+
+    def padded(name: str, fill: int) -> Tensor:
+        column = torch.full((len(layouts), tokens), fill, dtype=torch.int64)
+        for row, layout in enumerate(layouts):
+            column[row, : len(layout)] = torch.from_numpy(getattr(layout, name))
+        return column
+
+    lengths = torch.tensor([len(layout) for layout in layouts], dtype=torch.int64)
+    return TokenBatch(
+        ids=padded("ids", pad_id),
+        keep=torch.arange(tokens) < lengths[:, None],
+        positions=padded("positions", 0),
+        blocks=padded("blocks", 0),
+        branches=padded("branches", 0),
+        segments=padded("segments", 0),
+    )
