@@ -103,13 +103,13 @@ def ranking_metric(name: str, ranks: Ranks, offsets: Offsets) -> NDArray[np.floa
     """
     family, _, cutoff = name.partition("@")
     if family not in RANKING_METRICS or not cutoff.isdigit() or int(cutoff) < 1:
-        raise ValueError(f"got metric {name!r}, expected one of {', '.join(RANKING_METRICS)} with @cutoff, e.g. ndcg@10")
+        raise ValueError(
+            f"got metric {name!r}, expected one of {', '.join(RANKING_METRICS)} with @cutoff, e.g. ndcg@10"
+        )
     return RANKING_METRICS[family](ranks, offsets, int(cutoff))
 
 
-def auc(
-    labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None
-) -> float:
+def auc(labels: NDArray[Any], scores: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
     """Return the chance that a positive outscores a negative; ties count one half.
 
     Args:
@@ -137,7 +137,9 @@ def auc_of_levels(level: NDArray[Any], labels: NDArray[np.float64], weights: NDA
     return float((positives * (below + negatives / 2)).sum() / total) if total > 0 else float("nan")
 
 
-def user_aucs(users: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def user_aucs(
+    users: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Return the users with both classes and each one's AUC.
 
     Args:
