@@ -18,8 +18,8 @@ Family = Literal["encoder", "causal", "seq2seq"]
 class Backbone(nn.Module, ABC):
     """A pretrained language model as a walk over its layers.
 
-    ``forward(batch)`` equals ``embed``, then every ``layer``, then ``norm``; and that equals the library's own forward
-    under the same mask (tested per family, atol 1e-5).
+    ``forward(batch)`` is ``embed``, then every ``layer`` under ``mask``, then ``norm``; and that equals the library's
+    own forward under the same mask (tested per family, atol 1e-5).
 
     Attributes:
         family: which way the model was built to read.
@@ -29,6 +29,7 @@ class Backbone(nn.Module, ABC):
         max_tokens: longest sequence that the positions allow.
         tokenizer: the Hugging Face tokenizer, with our control tokens added.
         model: the Hugging Face model itself: what PEFT wraps.
+        control: ``[4, hidden]`` rows of the control tokens, in the order of ``CONTROL_TOKENS``.
     """
 
     family: Family
@@ -38,12 +39,35 @@ class Backbone(nn.Module, ABC):
     max_tokens: int
     tokenizer: Any
     model: nn.Module
+    control: nn.Parameter
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the pretrained weights: two backbones agree exactly where it does (caches and run folders ask)."""
 
     @abstractmethod
+    def rows(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens hidden"]:
+        """Look tokens up, the control tokens' rows included."""
+
+    @abstractmethod
+    def enter(
+        self, rows: Float[Tensor, "batch tokens hidden"], positions: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Turn rows into the input of the first layer (positions, embedding norm, whatever the family has)."""
+
     def embed(
         self, ids: Int[Tensor, "batch tokens"], positions: Int[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Return the input of the first layer."""
+        return self.enter(self.rows(ids), positions)
+
+    @abstractmethod
+    def mask(self, batch: TokenBatch) -> Float[Tensor, "batch 1 tokens keys"]:
+        """Return the additive mask of ``batch``'s tree, in the dtype that attention computes in.
+
+        ``keys`` equals ``tokens``, except where a family reads its regions apart (T5: source keys, then target keys).
+        """
 
     @abstractmethod
     def layer(
@@ -52,8 +76,17 @@ class Backbone(nn.Module, ABC):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
+        cache: Any = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
-        """Apply layer ``index``; ``mask`` is additive (0 or the most negative number)."""
+        """Apply layer ``index``.
+
+        Args:
+            index: 0 is the layer next to the embedding.
+            hidden: the states so far.
+            mask: additive (0 or the most negative number).
+            positions: as in the batch.
+            cache: a Hugging Face cache whose keys of this layer stand before the mask's own (prefix tuning).
+        """
 
     @abstractmethod
     def norm(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens hidden"]:
@@ -61,8 +94,71 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape vocabulary"]:
-        """Apply the language-model head, the control tokens' rows included."""
+        """Apply the language-model head; column ``i`` is the tokenizer's id ``i``, the control tokens stand last."""
 
-    @abstractmethod
     def forward(self, batch: TokenBatch, layers: Sequence[int] | None = None) -> Float[Tensor, "batch tokens hidden"]:
         """Walk over ``layers`` (default: all) under the tree mask of ``batch`` and return the normed states."""
+        mask = self.mask(batch)
+        hidden = self.embed(batch.ids, batch.positions)
+        for index in range(self.num_layers) if layers is None else layers:
+            hidden = self.layer(index, hidden, mask, batch.positions)
+        return self.norm(hidden)
+
+
+class WrappedBackbone(Backbone):
+    """A backbone around another one: everything is the inner one's, until a subclass says otherwise.
+
+    Args:
+        inner: the backbone to wrap.
+    """
+
+    def __init__(self, inner: Backbone) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        """Look in the wrapped backbone for what the wrapper has not got."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "inner":  # not set yet: asking the inner backbone for it would never end
+                raise
+            return getattr(self.inner, name)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the pretrained weights."""
+        return self.inner.fingerprint
+
+    def rows(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens hidden"]:
+        """Look tokens up."""
+        return self.inner.rows(ids)
+
+    def enter(
+        self, rows: Float[Tensor, "batch tokens hidden"], positions: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Turn rows into the input of the first layer."""
+        return self.inner.enter(rows, positions)
+
+    def mask(self, batch: TokenBatch) -> Float[Tensor, "batch 1 tokens keys"]:
+        """Return the additive mask of ``batch``'s tree."""
+        return self.inner.mask(batch)
+
+    def layer(
+        self,
+        index: int,
+        hidden: Float[Tensor, "batch tokens hidden"],
+        mask: Float[Tensor, "batch 1 tokens keys"],
+        positions: Int[Tensor, "batch tokens"],
+        cache: Any = None,
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Apply layer ``index``."""
+        return self.inner.layer(index, hidden, mask, positions, cache)
+
+    def norm(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens hidden"]:
+        """Apply what stands after the last layer."""
+        return self.inner.norm(hidden)
+
+    def logits(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape vocabulary"]:
+        """Apply the language-model head."""
+        return self.inner.logits(hidden)

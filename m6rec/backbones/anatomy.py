@@ -1,0 +1,137 @@
+"""Where each Hugging Face family keeps its embeddings, layers, norms and head: the only file that knows.
+
+Chosen by ``config.model_type``. A new family is one entry here (and, where its layers are called in another way, one
+file beside ``encoder.py``). This module knows no tree, no tuner, and no checkpoint.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from m6rec.backbones.base import Family
+from m6rec.errors import BackboneError
+
+
+def _enter_bert(
+    model: Any, rows: Float[Tensor, "batch tokens hidden"], positions: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens hidden"]:
+    return model.embeddings(inputs_embeds=rows, position_ids=positions)
+
+
+def _enter_gpt2(
+    model: Any, rows: Float[Tensor, "batch tokens hidden"], positions: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens hidden"]:
+    return model.transformer.drop(rows + model.transformer.wpe(positions))
+
+
+def _enter_rotary(
+    model: Any, rows: Float[Tensor, "batch tokens hidden"], positions: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens hidden"]:
+    return rows  # positions turn the queries and keys of every layer instead
+
+
+def _enter_t5(
+    model: Any, rows: Float[Tensor, "batch tokens hidden"], positions: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens hidden"]:
+    return model.encoder.dropout(rows)  # positions bias the scores of every layer instead
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of one family, as dotted paths into its model.
+
+    Args:
+        family: which way it reads.
+        auto: name of the transformers auto class that loads it with the head it was trained with.
+        tokens: the token embedding.
+        layers: the layers, one path a stack (T5 has two).
+        norms: what stands after each stack; ``None`` = nothing.
+        enter: model, token rows, positions -> input of the first layer.
+        head: the language-model head; ``None`` = tied to the token embedding.
+        rotary: the module that turns positions into cosines and sines; ``None`` = none.
+        max_tokens: config field of the longest sequence, or the number itself.
+        conv1d: whether the projections are stored transposed (GPT-2), which PEFT has to be told.
+    """
+
+    family: Family
+    auto: str
+    tokens: str
+    layers: tuple[str, ...]
+    norms: tuple[str | None, ...]
+    enter: Callable[[Any, Tensor, Tensor], Tensor]
+    head: str | None = None
+    rotary: str | None = None
+    max_tokens: str | int = "max_position_embeddings"
+    conv1d: bool = False
+
+
+_ROTARY = Anatomy(
+    family="causal",
+    auto="AutoModelForCausalLM",
+    tokens="model.embed_tokens",
+    layers=("model.layers",),
+    norms=("model.norm",),
+    enter=_enter_rotary,
+    head="lm_head",
+    rotary="model.rotary_emb",
+)
+
+ANATOMIES: dict[str, Anatomy] = {
+    "bert": Anatomy(
+        family="encoder",
+        auto="AutoModel",
+        tokens="embeddings.word_embeddings",
+        layers=("encoder.layer",),
+        norms=(None,),
+        enter=_enter_bert,
+    ),
+    "gpt2": Anatomy(
+        family="causal",
+        auto="AutoModelForCausalLM",
+        tokens="transformer.wte",
+        layers=("transformer.h",),
+        norms=("transformer.ln_f",),
+        enter=_enter_gpt2,
+        head="lm_head",
+        conv1d=True,
+    ),
+    "llama": _ROTARY,
+    "qwen3": _ROTARY,
+    "t5": Anatomy(
+        family="seq2seq",
+        auto="AutoModelForSeq2SeqLM",
+        tokens="shared",
+        layers=("encoder.block", "decoder.block"),
+        norms=("encoder.final_layer_norm", "decoder.final_layer_norm"),
+        enter=_enter_t5,
+        head="lm_head",
+        max_tokens=512,  # relative positions have no end; this is the length T5 was trained on
+    ),
+}
+
+
+def anatomy_of(config: Any) -> Anatomy:
+    """Return the anatomy of a Hugging Face config's family.
+
+    Raises:
+        BackboneError: the walk does not know the family, or the model narrows attention to a sliding window.
+    """
+    if config.model_type not in ANATOMIES:
+        raise BackboneError(
+            f"got a model of type {config.model_type!r}, expected one of {', '.join(sorted(ANATOMIES))}; "
+            "choose another model or add its anatomy to m6rec/backbones/anatomy.py"
+        )
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise BackboneError(
+            "got a model with sliding-window layers, expected full attention in every layer, for a tree mask reaches "
+            "any distance; set use_sliding_window=false in its config.json"
+        )
+    return ANATOMIES[config.model_type]
+
+
+def part(model: nn.Module, path: str) -> Any:
+    """Return the module at a dotted path."""
+    return model.get_submodule(path)

