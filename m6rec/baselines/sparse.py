@@ -48,7 +48,7 @@ class SparseRows:
     def mix(
         self, places: NDArray[np.int64], rows: NDArray[np.integer], weights: NDArray[np.floating], num_places: int
     ) -> NDArray[np.float32]:
-        """Return ``[num_places, num_columns]``: the sum over ``n`` of row ``rows[n]`` times ``weights[n]`` at ``places[n]``."""
+        """Return ``[num_places, num_columns]``: row ``rows[n]`` times ``weights[n]``, summed at ``places[n]``."""
         starts, counts = self.offsets[rows], self.offsets[np.asarray(rows, np.int64) + 1] - self.offsets[rows]
         entries = np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
         flat = np.repeat(places, counts) * self.num_columns + self.columns[entries]
