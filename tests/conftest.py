@@ -5,30 +5,26 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from m6rec.backbones.base import Backbone
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from jaxtyping import install_import_hook
 
 # Before anything of ours is imported: every jaxtyping signature of these packages is then checked at each call.
 install_import_hook(["m6rec.nn", "m6rec.backbones", "m6rec.tuners", "m6rec.text.batch"], "beartype.beartype")
 
-import torch
-
-from m6rec.backbones import BACKBONES
-from m6rec.backbones.anatomy import ANATOMIES
-from m6rec.backbones.base import Backbone
-
-WORDS = """the user clicked bought watched a product named red blue green soft warm winter summer shirt shoes book film
-comedy drama lamp chair phone case ##s ##ed ##ing in at for with and then now ten hours ago is recommended beijing""".split()
+WORDS = """the user clicked bought watched a product named red blue green soft warm winter summer shirt shoes book
+film comedy drama lamp chair phone case ##s ##ed ##ing in at for with and then now ten hours ago is recommended"""
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 @pytest.fixture(scope="session")
-def tiny_backbone() -> Callable[..., Backbone]:
+def tiny_backbone() -> Callable[..., "Backbone"]:
     """Return ``make(model_type, attention="sdpa")``: a fresh tiny backbone with seeded random weights.
 
     ``model_type`` is one of ``bert gpt2 llama qwen3 t5``. Two calls give equal weights and share nothing.
@@ -36,14 +32,20 @@ def tiny_backbone() -> Callable[..., Backbone]:
     return make_tiny_backbone
 
 
-def make_tiny_backbone(model_type: str, attention: str = "sdpa") -> Backbone:
+def make_tiny_backbone(model_type: str, attention: str = "sdpa") -> "Backbone":
+    from m6rec.backbones import BACKBONES
+    from m6rec.backbones.anatomy import ANATOMIES
+
     model, tokenizer = copy.deepcopy(_tiny(model_type, attention))
     return BACKBONES.load(ANATOMIES[model_type].family)(model, tokenizer, f"tiny-{model_type}")
 
 
 @cache
 def _tiny(model_type: str, attention: str) -> tuple[Any, Any]:
+    import torch
     import transformers
+
+    from m6rec.backbones.anatomy import ANATOMIES
 
     tokenizer = tiny_tokenizer()
     config = transformers.AutoConfig.for_model(model_type, **_sizes(model_type, len(tokenizer)))
@@ -80,7 +82,7 @@ def tiny_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    pieces = list(dict.fromkeys([*SPECIAL, *WORDS, *letters, *(f"##{letter}" for letter in letters)]))
+    pieces = list(dict.fromkeys([*SPECIAL, *WORDS.split(), *letters, *(f"##{letter}" for letter in letters)]))
     inner = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -135,3 +135,32 @@ def anatomy_of(config: Any) -> Anatomy:
 def part(model: nn.Module, path: str) -> Any:
     """Return the module at a dotted path."""
     return model.get_submodule(path)
+
+
+def logit_scale(config: Any) -> float:
+    """Return what the states are multiplied by before the head (T5 with tied embeddings shrinks them; else 1)."""
+    return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0
+
+
+def decoder_parts(block: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Return self-attention, cross-attention and feed-forward of a T5 decoder block."""
+    attend, cross, feed = block.layer
+    return attend, cross, feed
+
+
+def position_bias(
+    stack: Any, positions: Int[Tensor, "batch tokens"], bidirectional: bool
+) -> Float[Tensor, "batch heads tokens tokens"]:
+    """Return the bias of a T5 stack for explicit positions.
+
+    Differs: the library counts columns; in a tree positions restart in every branch.
+    """
+    attention = stack[0].layer[0].SelfAttention
+    buckets = attention._relative_position_bucket(
+        positions[:, None, :] - positions[:, :, None],
+        bidirectional=bidirectional,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    bias: Tensor = attention.relative_attention_bias(buckets)
+    return bias.permute(0, 3, 1, 2)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from m6rec.backbones.anatomy import Anatomy, anatomy_of, part
+from m6rec.backbones.anatomy import Anatomy, anatomy_of, logit_scale, part
 from m6rec.backbones.base import Backbone
 from m6rec.errors import BackboneError
 from m6rec.nn.masks import additive, tree_mask
@@ -111,6 +111,7 @@ class PretrainedBackbone(Backbone):
 
     def logits(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape vocabulary"]:
         """Apply the language-model head (tied to the embedding where the family has none)."""
+        hidden = hidden * logit_scale(self.model.config)
         if self.anatomy.head is None:
             words = F.linear(hidden, self._tokens.weight[: self.first_control])
         else:
