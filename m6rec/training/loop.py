@@ -15,7 +15,8 @@ from m6rec.training.config import TrainingConfig
 from m6rec.training.interrupts import Interrupts
 from m6rec.training.learner import average_gradients, backward
 from m6rec.training.optim import rate, set_rate
-from m6rec.training.run import STEP, Evaluate, Reason, Run
+from m6rec.training.run import STEP, Evaluate, Run
+from m6rec.training.state import Reason
 
 __all__ = ["TrainResult", "TrainingConfig", "train"]
 

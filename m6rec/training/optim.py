@@ -146,11 +146,10 @@ def copy_weights(source: Mapping[str, Tensor], trained: Mapping[str, Tensor]) ->
         CheckpointError: names or shapes differ.
     """
     if wrong := sorted(source.keys() ^ trained.keys()):
-        raise CheckpointError(
-            f"the checkpoint trains other parameters, e.g. {wrong[0]!r}; use the recipe it was made by"
-        )
+        raise CheckpointError(f"the checkpoint holds other weights, e.g. {wrong[0]!r}; use the recipe it was made by")
     for name, tensor in trained.items():
         if source[name].shape != tensor.shape:
             shapes = f"{tuple(source[name].shape)}, expected {tuple(tensor.shape)}"
             raise CheckpointError(f"the checkpoint's {name!r} has shape {shapes}; use the recipe it was made by")
+    for name, tensor in trained.items():
         tensor.copy_(source[name])

@@ -102,4 +102,6 @@ def duration(seconds: float) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name} {_short(item)}" for name, item in value.items())
     return f"{value:.5g}" if isinstance(value, float) else str(value)

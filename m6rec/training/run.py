@@ -9,27 +9,20 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    broadcast_object_list,
-    is_tensorboard_available,
-)
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.config import plain
-from m6rec.errors import CheckpointError, ConfigError, DataError, MissingExtraError, RunError, UnknownNameError
+from m6rec.errors import CheckpointError, ConfigError, DataError, RunError, UnknownNameError
 from m6rec.tasks.base import Task
 from m6rec.training.chance import seed_all
 from m6rec.training.checkpoint import Checkpoint, Checkpoints, best_name, step_name
-from m6rec.training.config import Every, TrainingConfig
+from m6rec.training.config import TrainingConfig
 from m6rec.training.learner import Learner, Totals, use_bf16
 from m6rec.training.optim import (
     WeightAverage,
@@ -39,49 +32,17 @@ from m6rec.training.optim import (
     optimizer_tensors,
     trained_parameters,
 )
+from m6rec.training.processes import build_accelerator, sum_over_processes
 from m6rec.training.progress import Progress, TrainLog
+from m6rec.training.state import Limits, Reason, State
 from m6rec.training.stream import Stream
 
 logger = logging.getLogger("m6rec.training")
 
-Reason = Literal["finished", "budget", "patience", "interrupted"]
 Evaluate = Callable[[int], dict[str, float]]
 
 # What the seeds of one run are drawn for.
 REFRESH, STEP = 0, 1
-
-
-@dataclass
-class State:
-    """Where a run stands; saved with every checkpoint.
-
-    Args:
-        step: optimiser steps done.
-        epoch: the epoch that the next batch belongs to.
-        batch: the next batch of that epoch.
-        seconds: wall time so far.
-        cpu_seconds: CPU time so far, over all processes.
-        evaluated_step: when the weights were last evaluated.
-        best: best value of ``select_on``.
-        best_step: when that was.
-        worse: evaluations since then.
-        window: sums since the last log line: weight, loss, own weight, examples, seconds.
-        figures: weighted sums of the task's figures since the last log line.
-        history: every record so far.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    evaluated_step: int = 0
-    best: float | None = None
-    best_step: int | None = None
-    worse: int = 0
-    window: dict[str, float] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Run:
@@ -105,11 +66,12 @@ class Run:
         if config.evaluate_every is not None and evaluate is None:
             raise ConfigError("evaluate_every is set, but there is nothing to evaluate with: set it to null")
         self.task, self.backbone, self.config, self._evaluate = task, backbone, config, evaluate
-        self.accelerator = _accelerator(config, out)
+        self.accelerator = build_accelerator(config, out)
         self.examples: Sequence[Any] = task.examples()
         if not len(self.examples):
             raise DataError("the task has no training examples: look at the dataset's split and the task's filters")
         self.stream = self._new_stream()
+        self.limits = Limits.of(config, self.stream.num_batches)
         learner = Learner(backbone, task, use_bf16(config.precision, self.accelerator.device))
         self.trained = trained_parameters(learner)
         self._bare_optimizer = build_optimizer(task, backbone, config)
@@ -131,29 +93,13 @@ class Run:
         """Whether this process is the one that talks, evaluates and writes."""
         return bool(self.accelerator.is_main_process)
 
-    @property
-    def num_steps(self) -> float:
-        """Steps that the training has at most; infinite where only its CPU time is limited."""
-        epochs, steps = self.config.num_epochs, self.config.max_steps
-        by_epochs = math.inf if epochs is None else epochs * self.stream.num_batches
-        return min(by_epochs, math.inf if steps is None else steps)
-
     def share(self, steps_ahead: float = 0.0) -> float:
-        """Return the share of the training that is done, ``steps_ahead`` of now: the largest share of any limit."""
-        budget = self.config.max_cpu_seconds
-        by_cpu = self.state.cpu_seconds / budget if budget is not None else 0.0
-        return min(max((self.state.step + steps_ahead) / self.num_steps, by_cpu), 1.0)
+        """Return the share of the training that is done ``steps_ahead`` of now."""
+        return self.limits.share(self.state, steps_ahead)
 
     def reason(self) -> Reason | None:
         """Return why the training ends here, if it does."""
-        budget, patience = self.config.max_cpu_seconds, self.config.patience
-        if self.interrupted:
-            return "interrupted"
-        if patience is not None and self.state.worse >= patience:
-            return "patience"
-        if self.state.step >= self.num_steps:
-            return "finished"
-        return "budget" if budget is not None and self.state.cpu_seconds >= budget else None
+        return "interrupted" if self.interrupted else self.limits.reached(self.state)
 
     def start(self, resume: bool) -> None:
         """Stand at the beginning, or where the newest whole checkpoint stands; start the clocks.
@@ -183,12 +129,14 @@ class Run:
         epoch = self.state.epoch
         if self._open_epoch == epoch:
             return
+        _put_buffers(self.task, self._buffers, self.accelerator.device)
         seed_all(self.config.seed, REFRESH, epoch)
         self.learner.eval()
         with torch.no_grad():
             self.task.refresh(self.backbone, epoch)
         if self.state.batch:  # resumed inside an epoch, whose cache came from weights that are gone
-            copy_weights(self._buffers, _buffers(self.task))
+            _put_buffers(self.task, self._buffers, self.accelerator.device)
+        self._buffers = {}
         before, self.examples = len(self.examples), self.task.examples()
         if len(self.examples) != before:
             raise RunError(
@@ -200,7 +148,7 @@ class Run:
     def total(self, totals: Totals, asked: bool) -> Totals:
         """Sum one step's totals over all processes, and with them the clocks and whether anybody wants to stop."""
         cpu_seconds = time.process_time() - self._cpu
-        summed = self._sum([totals.weight, totals.loss, float(asked), cpu_seconds])
+        summed = sum_over_processes(self.accelerator, [totals.weight, totals.loss, float(asked), cpu_seconds])
         self.interrupted = summed[2] > 0
         self.state.seconds = self._former.seconds + time.perf_counter() - self._wall
         self.state.cpu_seconds = self._former.cpu_seconds + summed[3]
@@ -238,28 +186,30 @@ class Run:
         if state.step % config.log_every == 0 or self.reason() in ("finished", "budget"):
             figures = {name: value / (window["own_weight"] or 1.0) for name, value in state.figures.items()}
             lr = self.optimizer.param_groups[0]["lr"]
-            self._record({"loss": loss, "lr": lr, "gradient_norm": norm, "examples_per_second": speed, **figures})
+            self._record(
+                {"loss": loss, "lr": lr, "gradient_norm": norm, "examples_per_second": speed, "figures": figures}
+            )
             state.window, state.figures = {}, {}
 
     def evaluate_if_due(self) -> None:
         """Evaluate the weights that would be kept now, unless that has been done."""
         state, every = self.state, self.config.evaluate_every
         reason = self.reason()
-        due = self._is_due(every) or (every is not None and reason is not None)
+        due = self.state.is_due(every) or (every is not None and reason is not None)
         if not due or reason == "interrupted" or state.evaluated_step == state.step:
             return
         try:
             figures = self._figures()
-            state.evaluated_step = state.step
             self._select(figures)
         except Exception:
             self.save()  # an evaluation that fails must not cost the steps before it
             raise
+        state.evaluated_step = state.step
         self._record({"evaluation": figures})
 
     def save_if_due(self) -> None:
         """Write a checkpoint if it is time for one, or if the training ends here."""
-        if self._is_due(self.config.save_every) or self.reason():
+        if self.state.is_due(self.config.save_every) or self.reason():
             self.save()
 
     def save(self) -> None:
@@ -311,18 +261,6 @@ class Run:
             num_processes=int(self.accelerator.num_processes),
         )
 
-    def _sum(self, numbers: list[float]) -> list[float]:
-        if self.accelerator.num_processes == 1:
-            return numbers
-        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.accelerator.device)
-        summed: list[float] = self.accelerator.reduce(tensor, reduction="sum").tolist()
-        return summed
-
-    def _is_due(self, every: Every) -> bool:
-        if every is None or self.state.step == 0:
-            return False
-        return self.state.batch == 0 if every == "epoch" else self.state.step % every == 0
-
     def _seconds_left(self) -> float:
         done = self.share() - self._former_share
         return (self.state.seconds - self._former.seconds) * (1 - self.share()) / done if done > 0 else math.inf
@@ -334,8 +272,7 @@ class Run:
         record = {"step": state.step, "epoch": epoch, **figures, **clocks}
         state.history.append(record)
         self.log.write(record)
-        numbers = figures.get("evaluation", figures)
-        self.accelerator.log(numbers, step=state.step)
+        self.accelerator.log(_flat(figures), step=state.step)
 
     def _figures(self) -> dict[str, float]:
         self.learner.eval()
@@ -353,15 +290,13 @@ class Run:
             return
         if name not in figures:
             raise UnknownNameError("validation figure", name, figures)
-        value = figures[name]
-        gain = math.inf if state.best is None else (value - state.best) * (-1 if self.config.select_lowest else 1)
-        if not (math.isfinite(value) and gain > 0):
+        if not state.is_best(figures[name], self.config.select_lowest):
             state.worse += 1
             return
-        state.best, state.best_step, state.worse = value, state.step, 0
         if self.is_main:
             weights = self.average.tensors if self.average is not None else self.trained
-            self.checkpoints.save(best_name(state.step), {"weights": weights}, {name: value})
+            self.checkpoints.save(best_name(state.step), {"weights": weights}, {name: figures[name]})
+        state.best, state.best_step, state.worse = figures[name], state.step, 0
 
     def _identity(self) -> dict[str, Any]:
         config = self.config
@@ -393,29 +328,22 @@ class Run:
         self.log.write({"event": "resumed", "step": self.state.step, "checkpoint": found.folder.name})
 
 
-def _accelerator(config: TrainingConfig, out: Path) -> Accelerator:
-    tracked = config.tracker == "tensorboard"
-    if tracked and not is_tensorboard_available():
-        raise MissingExtraError("tensorboard", "bench")
-    # A task need not use every parameter in every batch; and its buffers are equal by construction (same seed, same
-    # weights), so they are not sent around.
-    settings = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    accelerator = Accelerator(
-        mixed_precision="no",  # Learner computes in bf16 itself
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop accumulates, exactly
-        kwargs_handlers=[settings],
-        log_with="tensorboard" if tracked else None,
-        project_dir=out,
-    )
-    if tracked:
-        accelerator.init_trackers("tensorboard")
-    return accelerator
-
-
 def _buffers(task: Task) -> dict[str, Tensor]:
     """Return the task's persistent buffers: what it keeps besides its parameters."""
-    entries = task.state_dict(keep_vars=True)
-    return {name: value for name, value in entries.items() if not isinstance(value, nn.Parameter)}
+    entries = task.state_dict(keep_vars=True).items()
+    return {name: value for name, value in entries if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)}
+
+
+def _put_buffers(task: Task, saved: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put buffers back, whatever shape the task's own have by now (a cache may be empty before its first refresh)."""
+    for name, tensor in saved.items():
+        place, _, leaf = name.rpartition(".")
+        setattr(task.get_submodule(place), leaf, tensor.to(device))
+
+
+def _flat(figures: Mapping[str, Any]) -> dict[str, float]:
+    groups = {name: value if isinstance(value, Mapping) else {"": value} for name, value in figures.items()}
+    return {f"{name}/{key}".rstrip("/"): value for name, group in groups.items() for key, value in group.items()}
 
 
 def _add(sums: dict[str, float], more: dict[str, float]) -> None:
