@@ -36,7 +36,7 @@ class Renderer:
         pieces = _chain(self.path, folder)
         self._item, self._stub = _phrases(pieces, "item"), _phrases(pieces, "stub")
         self._profile, self._context = _phrases(pieces, "profile"), _phrases(pieces, "context")
-        self._query, self._unnamed = _phrases(pieces, "query"), _phrases(pieces, "unnamed")
+        self._search, self._unnamed = _phrases(pieces, "query"), _phrases(pieces, "unnamed")
         self._verbs = {
             name: document.phrases(f"verbs.{name}", value)
             for name, (document, value) in _table(pieces, "verbs").items()
@@ -85,7 +85,11 @@ class Renderer:
     def _object_of(self, item: Record | str | None, fields: dict[str, Any]) -> str:
         if item is not None:
             return self.item(item)
-        return self._query.render(fields) or self._unnamed.render({})
+        return self._search.render(fields) or self._unnamed.render({})
+
+    def query(self, query: str) -> str:
+        """Return a search in words: never empty."""
+        return self._object_of(None, clean({"query": query}))
 
     def profile(self, user: Record) -> str:
         """Return who the user is, as far as it is known (may be empty)."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from jinja2 import nodes
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -118,9 +119,11 @@ class Phrase:
     def __init__(self, source: str, place: Place) -> None:
         self.source, self.place = source, place
         try:
+            # Jinja2 itself leaves unknown names inside a condition until they are met.
+            _check_names(_ENVIRONMENT.parse(source))
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise place.error(f"{_hint(str(error))} in {source!r}") from error
+            raise place.error(f"{error} in {source!r}") from error
 
     def bind(self, values: Mapping[str, Any]) -> Context:
         """Return ``values`` (see :func:`clean`) as phrases read them."""
@@ -160,13 +163,12 @@ class Phrases:
         return "".join([phrase.render(context) for phrase in self.phrases]).strip().lstrip(",;:| ")
 
 
-def _hint(message: str) -> str:
-    for kind in ("filter", "test"):
-        if message.startswith(f"No {kind} named"):
-            name = message.split("'")[1]
-            known = FILTERS if kind == "filter" else _ENVIRONMENT.tests
-            return f"unknown {kind} {name!r}{nearest(name, [*known, 'lower', 'default', 'round', 'title'])}"
-    return message
+def _check_names(tree: nodes.Template) -> None:
+    for kind, node, known in (("filter", nodes.Filter, _ENVIRONMENT.filters), ("test", nodes.Test, _ENVIRONMENT.tests)):
+        for use in tree.find_all(node):
+            if use.name not in known:
+                shown = nearest(use.name, known).partition(" (known")[0].rstrip(";")
+                raise jinja2.TemplateSyntaxError(f"unknown {kind} {use.name!r}{shown}", use.lineno)
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,15 @@ class TextTokenizer:
 
 
 def _forbidden(tokenizer: Any) -> frozenset[int]:
-    """Return every id that words must never become: all special and added tokens but the unknown one."""
+    """Return every id that words must never become: all special and added tokens.
+
+    The unknown token is what strange characters become, and allowed; unless it is a control symbol at the same time, as
+    GPT-2's is.
+    """
+    names = ("bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "pad_token_id", "mask_token_id")
+    named = {getattr(tokenizer, name, None) for name in names}
     ids = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    return frozenset(ids - {tokenizer.unk_token_id})
+    return frozenset(ids - ({tokenizer.unk_token_id} - named))
 
 
 def _place(layout: Layout, ids: list[Ids], max_tokens: int | None) -> TokenizedLayout:
