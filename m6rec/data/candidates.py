@@ -3,7 +3,7 @@
 This module knows queries; it knows no model and no metric.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -24,8 +24,8 @@ class Candidates(Protocol):
 
     name: str
 
-    def of(self, queries: Queries) -> list[NDArray[np.int32]]:
-        """Return each query's candidates, targets not included unless the lists hold them."""
+    def of(self, queries: Queries) -> NDArray[np.int32]:
+        """Return ``[num_queries, n]`` item ids, ``-1`` where a query has fewer; a sample holds no target."""
         ...
 
 
@@ -49,13 +49,14 @@ class SampledCandidates:
         """``sampled=`` and the number."""
         return f"sampled={self.num}"
 
-    def of(self, queries: Queries) -> list[NDArray[np.int32]]:
-        """Return ``num`` different items for each query.
+    def of(self, queries: Queries) -> NDArray[np.int32]:
+        """Return ``[num_queries, num]`` item ids, all different within a query.
 
         Raises:
             DataError: a user has fewer unseen items than that.
         """
-        return [self._sample(queries, query) for query in range(len(queries))]
+        samples = [self._sample(queries, query) for query in range(len(queries))]
+        return np.array(samples, dtype=np.int32).reshape(len(queries), self.num)
 
     def _sample(self, queries: Queries, query: int) -> NDArray[np.int32]:
         user = int(queries.users[query])
@@ -83,16 +84,20 @@ class GivenCandidates:
         name: what stands in a metric's name.
     """
 
-    lists: dict[int, Sequence[int]]
+    lists: Mapping[int, Sequence[int]]
     name: str = "given"
 
-    def of(self, queries: Queries) -> list[NDArray[np.int32]]:
-        """Return the list of each query's user.
+    def of(self, queries: Queries) -> NDArray[np.int32]:
+        """Return ``[num_queries, longest list]`` item ids, the list of each query's user padded with ``-1``.
 
         Raises:
             DataError: a user has no list, or one that holds an item the catalogue does not have.
         """
-        return [self._list(int(user), queries.history.num_items) for user in queries.users]
+        lists = [self._list(int(user), queries.history.num_items) for user in queries.users]
+        padded = np.full((len(lists), max(map(len, lists), default=0)), -1, dtype=np.int32)
+        for row, items in zip(padded, lists, strict=True):
+            row[: len(items)] = items
+        return padded
 
     def _list(self, user: int, num_items: int) -> NDArray[np.int32]:
         if user not in self.lists:

@@ -191,7 +191,7 @@ def _add_impressions(gathered: Gathered, chunk: Chunk) -> None:
     labels = chunk.require("label", chunk.integer("label"), "is empty, expected 0 or 1")
     wrong = ~np.isin(labels.to_numpy(), (0, 1))
     if wrong.any():
-        chunk.fail("label", wrong.argmax(), f"got {labels[wrong.argmax()]}, expected 0 (shown only) or 1 (a yes)")
+        chunk.fail("label", int(wrong.argmax()), f"got {labels[wrong.argmax()]}, expected 0 (shown only) or 1 (a yes)")
     times, splits = chunk.time("time"), _splits(chunk)
     lost = times.is_null().to_numpy(zero_copy_only=False) & splits.is_null().to_numpy(zero_copy_only=False)
     if lost.any():

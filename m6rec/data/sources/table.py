@@ -80,7 +80,7 @@ class TableConfig:
     """Column with the item's price."""
     delimiter: str | None = None
     """Delimiter of csv files; sniffed where not given. No effect on other formats."""
-    domain: str = "generic"
+    domain: str = "default"
     """Data template that puts the records into words."""
     licence: str = "unknown"
     """Licence or terms of the data, in words; kept in the manifest."""
