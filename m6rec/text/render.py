@@ -4,6 +4,8 @@ The words stand in ``data_templates/<domain>.yaml``. This module knows no task, 
 """
 
 import bisect
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ class Renderer:
         domain: name of a data template (``"beauty"``), or the path of one's own YAML file.
         folder: the user's template folder; default: the environment variable ``M6REC_TEMPLATES``.
 
+    Attributes:
+        fingerprint: changes whenever the words may; for the names of caches.
+
     Raises:
         TemplateError: no such template, or a mistake in it: names file, line and key.
     """
@@ -46,6 +51,9 @@ class Renderer:
             for name, (document, value) in _table(pieces, "statistics").items()
         }
         self._clock, self._calendar = _clock(pieces), _calendar(pieces)
+        self.fingerprint = hashlib.sha256(
+            json.dumps([piece.values for piece in pieces], default=str).encode()
+        ).hexdigest()
 
     def item(self, record: Record | str) -> str:
         """Return an item in words: never empty, free of time and user.
