@@ -1,7 +1,8 @@
 """Item-kNN: items that the same people had. It knows nothing of order but which events are recent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,11 @@ class ItemKNN:
 
     name = "itemknn"
     Config = ItemKNNConfig
+    search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "last": (1, 3, 5, 10, None),
+        "num_neighbours": (50, 200, 500, 1000),
+        "shrinkage": (0.0, 1.0, 5.0, 20.0),
+    }
 
     def __init__(self, config: ItemKNNConfig | None = None) -> None:
         self.config = config or ItemKNNConfig()

@@ -1,6 +1,8 @@
 """Markov: counts of what followed what. It knows nothing beyond the last few items."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,11 @@ class Markov:
 
     name = "markov"
     Config = MarkovConfig
+    search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "window": (1, 3, 5, 10),
+        "last": (1, 5, 10, 20),
+        "damping": (0.0, 0.5, 1.0),
+    }
 
     def __init__(self, config: MarkovConfig | None = None) -> None:
         self.config = config or MarkovConfig()

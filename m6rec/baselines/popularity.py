@@ -1,6 +1,8 @@
 """Popularity: the same list for everybody. It knows nothing of the user."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ class Popularity:
 
     name = "popularity"
     Config = PopularityConfig
+    search_space: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def __init__(self, config: PopularityConfig | None = None) -> None:
         self.config = config or PopularityConfig()

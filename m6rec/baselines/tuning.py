@@ -114,7 +114,7 @@ def _settings(space: Mapping[str, tuple[Any, ...]], trials: int, seed: int) -> l
     """Return the empty setting (the defaults), then distinct random ones."""
     rng = np.random.default_rng(seed)
     size = int(np.prod([len(values) for values in space.values()], dtype=np.int64))
-    drawn = rng.permutation(size)[: max(0, trials - 1)] if size > 1 else []
+    drawn = rng.permutation(size)[: max(0, trials - 1)] if size > 1 else np.empty(0, np.int64)
     settings: list[dict[str, Any]] = [{}]
     for number in drawn:
         places = np.unravel_index(int(number), [len(values) for values in space.values()])

@@ -6,7 +6,7 @@ that intervals, slices and paired comparisons need no second run. It knows no me
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,8 +16,8 @@ from m6rec.baselines.base import Recommender
 from m6rec.data.histories import Histories, Queries
 from m6rec.errors import DataError
 from m6rec.evaluation.ordering import EXCLUDED, Keys, order_keys, top
-from m6rec.metrics.beyond import coverage, novelty
-from m6rec.metrics.ranking import NOT_FOUND, RANKING_METRICS, query_of, ranking_metric
+from m6rec.evaluation.result import Evaluation
+from m6rec.metrics.ranking import NOT_FOUND, query_of
 
 #: Scores held at once: 16 MB of float32, some 100 MB with keys and copies.
 SCORES_AT_ONCE = 1 << 22
@@ -30,90 +30,6 @@ class CandidateScorer(Protocol):
     def score_candidates(self, queries: Queries, candidates: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return ``[num_queries, n]`` scores of ``candidates`` (``[num_queries, n]`` item ids, ``-1`` = none)."""
         ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one recommender did on one set of queries.
-
-    Args:
-        name: the recommender's.
-        users: ``[num_queries]`` user of each query.
-        offsets: ``[num_queries + 1]``; query ``q`` owns targets ``offsets[q]:offsets[q + 1]``.
-        targets: ``[num_targets]`` held-out items, distinct within a query.
-        ranks: ``[num_targets]`` 1-based rank of each; ``NOT_FOUND`` where the target was not ranked.
-        lists: ``[num_queries, length]`` int32 the recommended items, best first, ``-1`` = none.
-        history_lengths: ``[num_queries]`` events with an item that the recommender could see.
-        item_counts: ``[num_items]`` training events of each item.
-        cutoffs: of the metrics.
-        suffix: of the metrics' names: empty for the full catalogue, else ``"[sampled=100]"``.
-        protocol: plain values that say how it was measured.
-        seconds: wall time of the scoring.
-    """
-
-    name: str
-    users: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    targets: NDArray[np.int32]
-    ranks: NDArray[np.int64]
-    lists: NDArray[np.int32]
-    history_lengths: NDArray[np.int64]
-    item_counts: NDArray[np.int64]
-    cutoffs: tuple[int, ...] = (5, 10, 20)
-    suffix: str = ""
-    protocol: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the ranking metrics, e.g. ``ndcg@10`` or ``ndcg@10[sampled=100]``."""
-        return tuple(f"{family}@{cutoff}{self.suffix}" for family in RANKING_METRICS for cutoff in self.cutoffs)
-
-    def per_query(self, metric: str) -> NDArray[np.float64]:
-        """Return ``[num_queries]`` values of ``metric`` (with or without this evaluation's suffix).
-
-        Raises:
-            DataError: the metric was made with other candidates.
-        """
-        plain = metric.removesuffix(self.suffix) if self.suffix else metric
-        if "[" in plain:
-            raise DataError(f"got metric {metric!r}, expected one of {', '.join(self.metrics)}")
-        return ranking_metric(plain, self.ranks, self.offsets)
-
-    def means(self) -> dict[str, float]:
-        """Return every ranking metric's mean over queries (NaN without queries)."""
-        return {name: float(self.per_query(name).mean()) if len(self) else float("nan") for name in self.metrics}
-
-    def beyond(self) -> dict[str, float]:
-        """Return coverage and novelty of the lists at every cutoff."""
-        pairs = [("coverage", coverage, len(self.item_counts)), ("novelty", novelty, self.item_counts)]
-        return {
-            f"{name}@{cutoff}{self.suffix}": float(function(self.lists[:, :cutoff], argument))  # type: ignore[operator]
-            for name, function, argument in pairs
-            for cutoff in self.cutoffs
-        }
-
-    def where(self, keep: NDArray[np.bool_]) -> "Evaluation":
-        """Return the evaluation of some targets only; queries left without a target are dropped.
-
-        Args:
-            keep: ``[num_targets]`` bool. Ranks stay as they were: other targets still take their places in the list.
-        """
-        query = query_of(self.offsets)[keep]
-        counts = np.bincount(query, minlength=len(self))
-        left = counts > 0
-        return replace(
-            self,
-            users=self.users[left],
-            offsets=np.r_[0, np.cumsum(counts[left])].astype(np.int64),
-            targets=self.targets[keep],
-            ranks=self.ranks[keep],
-            lists=self.lists[left],
-            history_lengths=self.history_lengths[left],
-        )
 
 
 def evaluate(
