@@ -53,7 +53,7 @@ class Records:
         self._listed[codes] = True
         self.num_repeated += int(len(codes) - fresh.sum())
         table = table.append_column("code", pa.array(codes))
-        self.buckets.add(table.filter(pa.array(fresh)), self.keys.digests[codes[fresh]])
+        self.buckets.add(table.filter(pa.array(fresh)), self.keys.places(codes[fresh]))
 
     def _grow(self) -> None:
         if len(self.keys) > len(self._listed):
@@ -73,6 +73,8 @@ class Gathered:
     events: Buckets
     impressions: Buckets
     reviews: Buckets
+    has_times: bool = False
+    """Whether any event came with a time."""
     has_splits: bool = False
     """Whether any event came with a split of its own."""
 
@@ -159,14 +161,15 @@ def _add_events(gathered: Gathered, chunk: Chunk) -> None:
     empty = items.is_null().to_numpy(zero_copy_only=False) & queries.is_null().to_numpy(zero_copy_only=False)
     if empty.any():
         chunk.fail("item", empty.argmax(), "is empty, expected the key of an item (only a search may lack one)")
-    splits = _splits(chunk)
+    times, splits = chunk.integer("time"), _splits(chunk)
+    gathered.has_times |= times.null_count < len(times)
     gathered.has_splits |= splits.null_count < len(splits)
     users = gathered.users.encode(_keys(chunk, "user"))
     table = pa.table(
         {
             "user": users,
             "item": gathered.items.encode(items),
-            "time": chunk.time("time"),
+            "time": times,
             "verb": chunk.text("verb"),
             "value": _float32(chunk, "value"),
             "query": queries,
@@ -174,7 +177,7 @@ def _add_events(gathered: Gathered, chunk: Chunk) -> None:
             "attributes": _extras(chunk, EVENT_FIELDS),
         }
     )
-    gathered.events.add(table, gathered.users.digests[users])
+    gathered.events.add(table, gathered.users.places(users))
 
 
 def _splits(chunk: Chunk) -> pa.Array:
@@ -192,14 +195,14 @@ def _add_impressions(gathered: Gathered, chunk: Chunk) -> None:
     wrong = ~np.isin(labels.to_numpy(), (0, 1))
     if wrong.any():
         chunk.fail("label", int(wrong.argmax()), f"got {labels[wrong.argmax()]}, expected 0 (shown only) or 1 (a yes)")
-    times, splits = chunk.time("time"), _splits(chunk)
+    times, splits = chunk.integer("time"), _splits(chunk)
     lost = times.is_null().to_numpy(zero_copy_only=False) & splits.is_null().to_numpy(zero_copy_only=False)
     if lost.any():
         chunk.fail("time", lost.argmax(), "is empty, expected a time (or a split) for everything that was shown")
     users = gathered.users.encode(_keys(chunk, "user"))
     items = gathered.items.encode(_keys(chunk, "item"))
     columns = {"user": users, "item": items, "time": times, "label": labels.cast(pa.int8()), "split": splits}
-    gathered.impressions.add(pa.table(columns), gathered.users.digests[users])
+    gathered.impressions.add(pa.table(columns), gathered.users.places(users))
 
 
 def _add_reviews(gathered: Gathered, chunk: Chunk) -> None:
@@ -211,9 +214,9 @@ def _add_reviews(gathered: Gathered, chunk: Chunk) -> None:
             "text": chunk.text("text"),
             "summary": chunk.text("summary"),
             "value": _float32(chunk, "value"),
-            "time": chunk.time("time"),
+            "time": chunk.integer("time"),
             "reason": chunk.text("reason"),
             "split": _splits(chunk),
         }
     )
-    gathered.reviews.add(table, gathered.users.digests[users])
+    gathered.reviews.add(table, gathered.users.places(users))

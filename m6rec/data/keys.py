@@ -37,6 +37,11 @@ class Keys:
         """``[num_keys]`` keyed digests; a key's place in the shuffle."""
         return np.array(self._digests, dtype=np.uint64)
 
+    def places(self, codes: NDArray[np.int32]) -> NDArray[np.uint64]:
+        """Return the digests of some codes."""
+        # The view must be gone before the next key comes: an array cannot grow while it is looked at.
+        return np.frombuffer(self._digests, dtype=np.uint64)[codes] if len(codes) else np.zeros(0, np.uint64)
+
     def encode(self, column: pa.Array) -> NDArray[np.int32]:
         """Return the code of each key, ``-1`` for null; a new key gets the next code."""
         encoded = column.dictionary_encode()

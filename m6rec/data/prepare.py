@@ -145,6 +145,10 @@ def _plan(gathered: Gathered, ids: settle.Ids, config: PrepareConfig) -> settle.
     cutoffs = None
     if config.split == "given" and not gathered.has_splits:
         raise DataError("split=given needs a column 'split' (train, valid, test) in the log; the source gives none")
+    if config.session_gap_s is not None and not gathered.has_times:
+        raise DataError(
+            "session_gap_s needs times, and no event of the log has one; map the column of times, or leave it"
+        )
     if config.split == "temporal":
         tables = (ids.renumber(table)[0]["time"] for table in gathered.events.tables())
         known = [table.drop_null().to_numpy() for table in tables]
@@ -158,17 +162,19 @@ def _write(
     """Write every file but the manifest; return their entries and the counts."""
     items = settle.write_records(folder / "items.parquet", schema.ITEMS, gathered.item_records, ids.items)
     users = settle.write_records(folder / "users.parquet", schema.USERS, gathered.user_records, ids.users)
-    events, held_out, by_user = settle.write_events(folder / "interactions.parquet", gathered, ids, plan)
+    settled = settle.write_events(folder / "interactions.parquet", gathered, ids, plan)
+    events, by_user = settled.file, settled.by_user
     counts = {"users": users.num_rows, "items": items.num_rows, "events": events.num_rows}
     counts |= {f"{name}_events": int(by_user[code].sum()) for name, code in SPLIT_CODES.items()}
     counts["events_without_item"] = events.num_rows - int(by_user.sum())
     counts |= {f"{name}_users": int((by_user[SPLIT_CODES[name]] > 0).sum()) for name in ("valid", "test")}
+    counts["tied_events"] = settled.num_tied
     counts["repeated_item_records"] = gathered.item_records.num_repeated
     files = [items.entry(), users.entry(), events.entry()]
     for name, rows in (("impressions", gathered.impressions), ("reviews", gathered.reviews)):
         if rows.num_rows:
             path, shape = folder / f"{name}.parquet", schema.TABLES[name]
-            about = settle.write_about_users(path, shape, rows, ids, held_out, plan.rule == "given")
+            about = settle.write_about_users(path, shape, rows, ids, settled.held_out, plan.rule == "given")
             counts[name] = about.num_rows
             files.append(about.entry())
     talks = settle.settle_conversations(source.conversations(), gathered.items, ids.items, plan)

@@ -25,6 +25,7 @@ from m6rec.errors import DataError, RowError
 DELIMITERS = ",\t;|"
 BLOCK_BYTES = 16 << 20
 BLOCK_ROWS = 1 << 17
+JSON_BLOCK_ROWS = 1 << 14
 
 
 def read_csv(path: str | Path, *, delimiter: str | None = None, names: Sequence[str] | None = None) -> Iterator[Chunk]:
@@ -61,7 +62,7 @@ def read_csv(path: str | Path, *, delimiter: str | None = None, names: Sequence[
                 pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
             ) as batches:
                 for batch in batches:
-                    table = pa.Table.from_batches([batch]).rename_columns([name.strip() for name in header])
+                    table = pa.Table.from_batches([batch]).rename_columns(_stripped(header))
                     yield Chunk(table, str(source), row)
                     row += batch.num_rows
         except pa.ArrowInvalid as error:
@@ -103,11 +104,16 @@ def _header(path: Path, delimiter: str) -> list[str]:
         raise DataError(f"{path} is empty, expected a header line with column names")
     if any("\udc80" <= letter <= "\udcff" for name in names for letter in name):
         raise DataError(f"{path}: the header is not UTF-8; save the file as UTF-8")
-    stripped = [name.strip() for name in names]
+    stripped = _stripped(names)
     twice = sorted({name for name in stripped if stripped.count(name) > 1})
     if twice:
         raise DataError(f"{path}: the header names {', '.join(twice)!r} twice; give every column its own name")
     return names
+
+
+def _stripped(header: list[str]) -> list[str]:
+    """Return names without blanks around them; a nameless column, as spreadsheets write, is called by its place."""
+    return [name.strip() or f"column_{place}" for place, name in enumerate(header, start=1)]
 
 
 def read_jsonl(path: str | Path) -> Iterator[Chunk]:
@@ -127,7 +133,7 @@ def read_jsonl(path: str | Path) -> Iterator[Chunk]:
             for line in lines:
                 if line.strip():
                     rows.append(_object(source, row + len(rows), line))
-                if len(rows) == BLOCK_ROWS:
+                if len(rows) == JSON_BLOCK_ROWS:
                     yield Chunk(_columns(rows), str(source), row)
                     row, rows = row + len(rows), []
         except UnicodeDecodeError as error:

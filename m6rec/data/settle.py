@@ -158,14 +158,27 @@ def _titled(columns: dict[str, pa.Array]) -> pa.Array:
     return pc.if_else(pa.array(silent), columns["key"], columns["title"])
 
 
-def write_events(path: Path, gathered: Gathered, ids: Ids, plan: Plan) -> tuple[TableFile, HeldOut, NDArray[np.int64]]:
-    """Write ``interactions.parquet``, sorted by user and order.
+@dataclass(frozen=True)
+class Settled:
+    """What became of the events.
 
-    Returns:
-        The file, what is held out, and ``[3, num_users]`` events of items by split and user.
+    Args:
+        file: ``interactions.parquet``.
+        held_out: what is held out of other tables.
+        by_user: ``[3, num_users]`` events of items by split.
+        num_tied: events that share user and second with another, so that only the tie rule orders them.
     """
+
+    file: TableFile
+    held_out: HeldOut
+    by_user: NDArray[np.int64]
+    num_tied: int
+
+
+def write_events(path: Path, gathered: Gathered, ids: Ids, plan: Plan) -> Settled:
+    """Write ``interactions.parquet``, sorted by user and order."""
     begins = np.full((2, ids.num_users), NEVER, np.int64)
-    held_out, counts = HeldOut(begins, ids.num_items), np.zeros((3, ids.num_users), np.int64)
+    held_out, counts, num_tied = HeldOut(begins, ids.num_items), np.zeros((3, ids.num_users), np.int64), 0
     shape = schema.INTERACTIONS if plan.session_gap_s is None else schema.INTERACTIONS.append(schema.SESSION)
     with TableFile(path, shape) as out:
         for bucket in gathered.events.tables():
@@ -177,6 +190,7 @@ def write_events(path: Path, gathered: Gathered, ids: Ids, plan: Plan) -> tuple[
             times = table["time"].fill_null(UNKNOWN_TIME).to_numpy()
             codes = _codes(table, users, items, times, plan)
             held_out.see(users, items, times, codes)
+            num_tied += _count_tied(users, times)
             for code in range(3):
                 counts[code] += np.bincount(users[(codes == code) & (items >= 0)], minlength=ids.num_users)
             columns = {name: table[name] for name in table.column_names}
@@ -187,7 +201,12 @@ def write_events(path: Path, gathered: Gathered, ids: Ids, plan: Plan) -> tuple[
     held_out.close()
     if plan.cutoffs:
         begins[:] = np.asarray(plan.cutoffs)[:, None]
-    return out, held_out, counts
+    return Settled(out, held_out, counts, num_tied)
+
+
+def _count_tied(users: NDArray[np.int32], times: NDArray[np.int64]) -> int:
+    tied = (users[1:] == users[:-1]) & (times[1:] == times[:-1]) & (times[1:] != UNKNOWN_TIME)
+    return int((np.r_[tied, False] | np.r_[False, tied]).sum())
 
 
 def _order(table: pa.Table, users: NDArray[np.int32], gathered: Gathered, plan: Plan) -> NDArray[np.int64]:

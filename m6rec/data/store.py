@@ -6,6 +6,7 @@ content: a table that changes can never meet an old copy. This module knows no t
 """
 
 import functools
+import getpass
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,9 @@ class Dataset:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self._item_record = functools.lru_cache(RECORDS_KEPT)(self._read_item_record)
+
+    def __reduce__(self) -> tuple[type["Dataset"], tuple[Path, Manifest]]:
+        return Dataset, (self.folder, self.manifest)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Dataset":
@@ -167,9 +171,9 @@ class Dataset:
         table = table.filter(pc.equal(table["split"], SPLIT_CODES[split]))
         users, history = table["user"].to_numpy(), self.histories().before(split)
         lengths = np.diff(history.offsets)[users]
-        times = table["time"].to_numpy(zero_copy_only=False)
-        if history.times is not None and table["time"].null_count < len(table):
-            lengths = np.where(np.isnan(times.astype(np.float64)), lengths, _earlier(history, users, times))
+        if history.times is not None:
+            shown = table["time"].fill_null(np.iinfo(np.int64).max).to_numpy()
+            lengths = _earlier(history, users, shown)
         labels = table["label"].to_numpy().astype(np.float32)
         return Judgements(history, users, table["item"].to_numpy(), labels, lengths.astype(np.int64))
 
@@ -268,14 +272,16 @@ def _record(values: dict[str, Any], dropped: tuple[str, ...]) -> dict[str, Any]:
     return {**attributes, **known}
 
 
-def _earlier(history: Histories, users: NDArray[np.int32], times: NDArray[Any]) -> NDArray[np.int64]:
-    """Count each user's events in ``history`` that are strictly before a time."""
+def _earlier(history: Histories, users: NDArray[np.int32], times: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the leading events of each user's ``history`` that are strictly before a time."""
     assert history.times is not None
-    lengths = np.zeros(len(users), np.int64)
-    for user in np.unique(users):
-        asked = users == user
-        lengths[asked] = np.searchsorted(history.times[history.of(int(user))], times[asked], side="left")
-    return lengths
+    if not history.num_events:
+        return np.zeros(len(users), np.int64)
+    first, span = history.times.min(), int(np.ptp(history.times)) + 2
+    # One sorted line of all users' times. With a given split a user's times may go back: then the latest so far counts.
+    line = np.maximum.accumulate(history.users.astype(np.int64) * span + (history.times - first))
+    asked = users.astype(np.int64) * span + np.clip(times - first, 0, span - 1)
+    return np.searchsorted(line, asked, side="left") - history.offsets[users]
 
 
 def _times(column: pa.ChunkedArray) -> NDArray[np.int64] | None:
@@ -301,19 +307,24 @@ def _check(path: Path, entry: FileEntry) -> None:
 def _unpacked(path: Path, entry: FileEntry) -> Path:
     """Return the Arrow file of a parquet file, made on first use."""
     name = f"{path.stem}-{entry.sha256[:16]}.arrow"
-    shelter = Path(tempfile.gettempdir()) / f"m6rec-{os.getuid()}"
-    for folder in (path.parent / CACHE_FOLDER, shelter):
-        if (folder / name).is_file():
+    folders = (path.parent / CACHE_FOLDER, Path(tempfile.gettempdir()) / f"m6rec-{getpass.getuser()}")
+    for folder in folders:
+        if (folder / name).is_file() and _is_ours(folder):
             return folder / name
-    for folder in (path.parent / CACHE_FOLDER, shelter):
+    refusals = []
+    for folder in folders:
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            return _unpack_parquet(path, folder / name)
-        except PermissionError:
-            continue
+            folder.mkdir(exist_ok=True)
+            if _is_ours(folder):
+                return _unpack_parquet(path, folder / name)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} cannot be read into {folder}: {error}") from error
-    raise DataError(f"{path}: neither its folder nor {shelter} can be written; the table has to be unpacked somewhere")
+            refusals.append(str(error))
+    raise DataError(f"{path} cannot be unpacked to {' or '.join(map(str, folders))}: {'; '.join(refusals)}")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether nobody else could have put a file there: the folder lies in the dataset, or is the user's own."""
+    return folder.name == CACHE_FOLDER or folder.stat().st_uid == os.getuid()
 
 
 def _unpack_parquet(path: Path, target: Path) -> Path:

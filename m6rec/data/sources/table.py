@@ -34,6 +34,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 """Field -> column names it is found under without a flag; compared in lower case without ``_``, ``-`` and blanks."""
 
 EVENT_FIELDS = ("user", "item", "time", "event", "value", "query", "split")
+EVENT_NAMES = ("user", "item", "time", "verb", "value", "query", "split")
 ITEM_FIELDS = ("title", "brand", "category", "description", "price")
 
 
@@ -117,8 +118,10 @@ class TableSource:
     def events(self) -> Iterator[pa.Table]:
         """Yield the log's events; with ``label`` only what was taken."""
         for chunk, columns in self._log():
-            table = _mapped(chunk, {_EVENT_NAMES.get(field, field): columns.get(field) for field in EVENT_FIELDS})
-            table = _with_extras(table, chunk, {*columns.values(), self.config.label})
+            table = _mapped(
+                chunk, {name: columns.get(field) for field, name in zip(EVENT_FIELDS, EVENT_NAMES, strict=True)}
+            )
+            table = _with_extras(table, chunk, {*columns.values(), self.config.label}, EVENT_NAMES)
             yield table.filter(pc.equal(chunk.integer(self.config.label), 1)) if self.config.label else table
 
     def items(self) -> Iterator[pa.Table]:
@@ -128,14 +131,14 @@ class TableSource:
             return
         for chunk, columns in self._records(self.config.items, "item", ITEM_FIELDS):
             table = _mapped(chunk, {"item": columns["item"], **{field: columns.get(field) for field in ITEM_FIELDS}})
-            yield _with_extras(table, chunk, set(columns.values()))
+            yield _with_extras(table, chunk, set(columns.values()), ("item", *ITEM_FIELDS))
 
     def users(self) -> Iterator[pa.Table]:
         """Yield the file of users, where there is one."""
         if self.config.users is None:
             return
         for chunk, columns in self._records(self.config.users, "user", ()):
-            yield _with_extras(_mapped(chunk, {"user": columns["user"]}), chunk, {columns["user"]})
+            yield _with_extras(_mapped(chunk, {"user": columns["user"]}), chunk, {columns["user"]}, ("user",))
 
     def impressions(self) -> Iterator[pa.Table]:
         """Yield every row of a log with labels; nothing of another log."""
@@ -251,7 +254,6 @@ class ParquetSource(TableSource):
         return read_parquet(path)
 
 
-_EVENT_NAMES = {"event": "verb"}
 _CONVERSIONS: dict[str, Callable[[Chunk, str], pa.Array]] = {
     "time": Chunk.time,
     "value": Chunk.number,
@@ -270,13 +272,12 @@ def _mapped(chunk: Chunk, columns: Mapping[str, str | None]) -> pa.Table:
     )
 
 
-def _with_extras(table: pa.Table, chunk: Chunk, used: set[str | None]) -> pa.Table:
+def _with_extras(table: pa.Table, chunk: Chunk, used: set[str | None], ours: tuple[str, ...]) -> pa.Table:
     """Append the columns that mean nothing to us; one that bears a name of ours is called ``other_NAME``."""
     for name in chunk.names:
         if name not in used:
             column = chunk.text(name) if pa.types.is_binary(chunk.table[name].type) else chunk.table[name]
-            free = f"other_{name}" if name in (*USUAL_NAMES, "verb", "label") else name
-            table = table.append_column(free, column)
+            table = table.append_column(f"other_{name}" if name in ours else name, column)
     return table
 
 
