@@ -28,8 +28,9 @@ class Clock:
         numbers: words for 0, 1, 2, ...; larger numbers are written in digits.
         ago: e.g. ``"{} ago"``, and ``now`` for less than a minute.
         now: e.g. ``"just now"``.
-        later: e.g. ``"{} later"``, and ``then`` for less than a minute.
-        then: e.g. ``"then"``.
+        later: e.g. ``"{} later"``.
+        then: for what follows within one session, e.g. ``"then"`` or nothing.
+        session_minutes: events closer than this follow each other without saying how much later.
     """
 
     units: Mapping[str, Sequence[str]]
@@ -38,6 +39,7 @@ class Clock:
     now: str
     later: str
     then: str
+    session_minutes: float
 
     def since(self, seconds: float) -> str:
         """Return how long ago something was; a moment in the future counts as now."""
@@ -46,7 +48,7 @@ class Clock:
 
     def after(self, seconds: float) -> str:
         """Return how much later than the event before it something was."""
-        span = self._span(seconds)
+        span = self._span(seconds) if seconds >= 60 * self.session_minutes else ""
         return self.later.format(span) if span else self.then
 
     def _span(self, seconds: float) -> str:
@@ -69,7 +71,7 @@ class Calendar:
     """Names seasons, months, weekdays and times of day.
 
     Args:
-        seasons: winter, spring, summer, autumn of the northern hemisphere (a record's own ``season`` wins).
+        seasons: winter, spring, summer, autumn.
         months: twelve, January first.
         weekdays: seven, Monday first.
         dayparts: night (0-5 h), morning (6-11 h), afternoon (12-17 h), evening (18-23 h).
@@ -80,11 +82,18 @@ class Calendar:
     weekdays: Sequence[str]
     dayparts: Sequence[str]
 
-    def describe(self, time: float) -> dict[str, str]:
-        """Return ``season``, ``month``, ``weekday`` and ``daypart`` of Unix seconds ``time``, in UTC."""
+    def describe(self, time: float, hemisphere: str | None = None) -> dict[str, str]:
+        """Return ``month``, ``weekday`` and ``daypart`` of Unix seconds ``time``, in UTC.
+
+        Args:
+            time: Unix seconds.
+            hemisphere: ``"north"`` or ``"south"`` gives ``season`` too; nobody's season is guessed.
+        """
         moment = datetime.fromtimestamp(time, UTC)
+        turn = {"north": 0, "south": 2}.get(hemisphere or "")
+        season = {} if turn is None else {"season": self.seasons[(moment.month % 12 // 3 + turn) % 4]}
         return {
-            "season": self.seasons[moment.month % 12 // 3],
+            **season,
             "month": self.months[moment.month - 1],
             "weekday": self.weekdays[moment.weekday()],
             "daypart": self.dayparts[moment.hour // 6],

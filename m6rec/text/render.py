@@ -104,10 +104,15 @@ class Renderer:
         return self._profile.render(clean(user))
 
     def context(self, context: Record) -> str:
-        """Return where and when we are: ``time`` (Unix seconds) also gives season, month, weekday and daypart."""
+        """Return where and when we are.
+
+        Args:
+            context: any fields; ``time`` (Unix seconds) also gives ``month``, ``weekday`` and ``daypart``, and together
+                with ``hemisphere`` (``"north"``, ``"south"``) the ``season``, where these are not given themselves.
+        """
         fields = clean(context)
         if "time" in fields:
-            fields = {**self._calendar.describe(fields["time"]), **fields}
+            fields = {**self._calendar.describe(fields["time"], fields.get("hemisphere")), **fields}
         return self._context.render(fields)
 
     def statistic(self, name: str, value: float) -> str:
@@ -184,7 +189,7 @@ def _table(pieces: list[Document], key: str) -> dict[str, tuple[Document, Any]]:
 
 def _clock(pieces: list[Document]) -> Clock:
     table = _table(pieces, "time")
-    _check(table, "time", ("ago", "now", "later", "then", "numbers", "units"))
+    _check(table, "time", ("ago", "now", "later", "then", "session_minutes", "numbers", "units"))
     units = table["units"][1]
     if not isinstance(units, dict) or any(len(units.get(unit) or ()) != 2 for unit in UNITS):
         raise table["units"][0].place("time.units").error(f"expected [one, many] for each of {', '.join(UNITS)}")

@@ -3,7 +3,7 @@ import pytest
 from m6rec.text.moments import Calendar, Clock
 
 UNITS = {unit: [f"a {unit}", "{} " + unit + "s"] for unit in ("year", "month", "week", "day", "hour", "minute")}
-CLOCK = Clock(UNITS, ["zero", "one", "two", "three"], "{} ago", "just now", "{} later", "then")
+CLOCK = Clock(UNITS, ["zero", "one", "two", "three"], "{} ago", "just now", "{} later", "then", session_minutes=60)
 DAY = 86_400
 
 
@@ -23,7 +23,8 @@ def test_since(seconds, expected):
 
 
 def test_after():
-    assert CLOCK.after(0) == "then"
+    assert CLOCK.after(0) == CLOCK.after(59 * 60) == "then"
+    assert CLOCK.after(60 * 60) == "a hour later"
     assert CLOCK.after(2 * DAY) == "two days later"
 
 
@@ -43,4 +44,5 @@ def test_calendar(time, expected):
         ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"],
         ["night", "morning", "afternoon", "evening"],
     )
-    assert tuple(calendar.describe(time).values()) == expected
+    assert tuple(calendar.describe(time, "north").values()) == expected
+    assert set(calendar.describe(time)) == {"month", "weekday", "daypart"}

@@ -34,8 +34,8 @@ def spoken(segments):
 def test_source_layout_of_the_paper(renderer):
     layout = Prompt("retrieval-source").layout(renderer, USER)
     assert spoken(layout.trunk) == [
-        "[BOS']", "winter", "30s woman", "two days ago bought", "Soap", "two hours ago searched", "red towel",
-        "an hour ago clicked", "Towel, Loom", "[EOS']",
+        "[BOS']", "winter", "woman, 30s", "two days ago bought", "Soap", "two hours ago searched", "red towel",
+        "an hour ago clicked", "Towel by Loom", "[EOS']",
     ]  # fmt: skip
     assert {segment.block for segment in layout.trunk} == {0}
     assert layout.branches == ()
@@ -86,7 +86,7 @@ def test_item_in_either_region(renderer):
 def test_limit_keeps_the_newest_events_and_counts_the_others(renderer, tmp_path):
     prompt = Prompt(own(tmp_path, "trunk: [{events: {limit: 2, blocks: each, time: later}}]\nbranch: [item]\n"))
     layout = prompt.layout(renderer, USER, [Candidate("early", events_seen=1), Candidate("late", events_seen=3)])
-    assert spoken(layout.trunk) == ["two days later searched", "red towel", "an hour later clicked", "Towel, Loom"]
+    assert spoken(layout.trunk) == ["two days later searched", "red towel", "an hour later clicked", "Towel by Loom"]
     assert layout.dropped == 1
     # Numbers of events stay those of the whole history: who saw one event sees none of the two that are left.
     assert [segment.block for segment in layout.trunk] == [2, 2, 3, 3]

@@ -79,9 +79,11 @@ def test_movie_ratings_become_words():
     assert renderer.event({"verb": "rate", "item": "Heat"})[0] == ""
 
 
-def test_context_derives_the_season_unless_it_is_given(plain):
-    assert plain.context({"time": NOW}) == "summer morning"
-    assert plain.context({"time": NOW, "season": "winter", "place": "Lima"}) == "winter morning in Lima"
+def test_context_guesses_nobodys_season(plain):
+    assert plain.context({"time": NOW}) == "July morning"
+    assert plain.context({"time": NOW, "hemisphere": "north"}) == "summer morning"
+    assert plain.context({"time": NOW, "hemisphere": "south", "place": "Lima"}) == "winter morning in Lima"
+    assert plain.context({"time": NOW, "hemisphere": "south", "season": "rainy season"}) == "rainy season morning"
 
 
 def test_statistics_in_bands(plain):
