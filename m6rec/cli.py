@@ -1,0 +1,265 @@
+"""The command line: words in, tables and JSON out. Knows no algorithm; heavy imports wait for their command."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from m6rec.errors import ConfigError, M6RecError, UnknownNameError
+
+app = typer.Typer(
+    name="m6rec",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="One pretrained language model as an open-ended recommender.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Prepare dataset folders.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+console = Console()
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the answer to this file as one JSON object.")]
+HistoryOption = Annotated[
+    str, typer.Option("--history", help="Titles or ids separated by ';', or a JSON/JSONL file of events.")
+]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
+SHELVES = {
+    "backbones": "m6rec.backbones:BACKBONES",
+    "baselines": "m6rec.baselines:BASELINES",
+    "indexes": "m6rec.indexes:INDEXES",
+    "sources": "m6rec.data.sources:SOURCES",
+    "tasks": "m6rec.tasks:TASKS",
+    "tuners": "m6rec.tuners:TUNERS",
+}
+
+
+def main() -> None:
+    """Run a command; a mistake of the user's is one message and exit status 2, never a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "datasets", "transformers", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except M6RecError as error:
+        Console(stderr=True).print(f"[bold red]error[/]: {_escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from error
+
+
+@data_app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def prepare(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(help="Name on the sources shelf: csv, jsonl, movielens-1m, amazon, world, ...")
+    ],
+) -> None:
+    """Turn a log into a dataset folder: m6rec data prepare csv --from log.csv --user who --item what --out DIR."""
+    from m6rec.data.prepare import PrepareConfig
+    from m6rec.data.prepare import prepare as prepare_dataset
+    from m6rec.data.sources import SOURCES
+    from m6rec.flags import flag_help, parse_flags
+
+    kind = SOURCES.load(source)
+    configs, aliases = {"source": kind.Config, "prepare": PrepareConfig}, {"from": "path"}
+    words = list(context.args)
+    if "--help" in words or "-h" in words:
+        table = Table(
+            "flag", "default", "", box=None, title=f"m6rec data prepare {source} --out DIR", title_justify="left"
+        )
+        for row in flag_help(configs, aliases):
+            table.add_row(*row)
+        console.print(table)
+        return
+    out = _take(words, "--out")
+    if out is None:
+        raise ConfigError("missing flag --out DIR: where the dataset folder goes")
+    chosen = parse_flags(words, configs, aliases)
+    manifest = prepare_dataset(kind(chosen["source"]), out, chosen["prepare"])
+    table = Table(box=None, show_header=False, title=f"{manifest.name} -> {out}", title_justify="left")
+    for name, count in manifest.counts.items():
+        if count:
+            table.add_row(name.replace("_", " "), f"{count:,}")
+    table.add_row("split", manifest.split.rule)
+    table.add_row("ties", manifest.ties)
+    for removed in manifest.filters:
+        table.add_row("filter", str(removed))
+    console.print(table)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a YAML file.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="key=value words, e.g. data=DIR out=RUN training.num_epochs=5.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in out.")] = False,
+) -> None:
+    """Train a recipe on a dataset folder: m6rec train retrieval data=DIR out=RUN."""
+    from m6rec.assemble import read_recipe, train_run
+
+    chosen = read_recipe(recipe, settings or [])
+    _, result = train_run(chosen, resume=resume)
+    if result.interrupted:
+        console.print(f"interrupted at step {result.steps}; go on with --resume")
+        return
+    console.print(
+        f"{chosen.out}: {result.steps} steps, {result.epochs:.1f} epochs, "
+        f"{result.seconds:.0f} s ({result.cpu_seconds:.0f} CPU-s)"
+    )
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    baselines: Annotated[str, typer.Option(help="Names separated by commas, e.g. popularity,itemknn,sasrec.")] = "",
+    trials: Annotated[int, typer.Option(help="Settings that each tunable baseline tries on validation.")] = 1,
+    data: Annotated[str | None, typer.Option(help="Dataset folder, if it has moved.")] = None,
+    json_file: JsonOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
+) -> None:
+    """Evaluate a run beside baselines, on everything that was held out."""
+    from m6rec.assemble import open_experiment
+    from m6rec.comparison import compare_run
+
+    if split not in ("valid", "test"):
+        raise UnknownNameError("split", split, ("valid", "test"))
+    experiment = open_experiment(run, data)
+    compared = compare_run(experiment, split, [name for name in baselines.split(",") if name], trials)  # type: ignore[arg-type]
+    console.print(compared.report.table())
+    _write_json(json_file, lambda: compared.to_dict(experiment))
+    if plot:
+        compared.report.plot(plot)
+
+
+@app.command()
+def recommend(
+    run: RunArgument,
+    history: HistoryOption = "",
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
+    ranker: Annotated[Path | None, typer.Option(help="A ranking run that orders what is retrieved.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Recommend items for a history: m6rec recommend RUN --history "title one; title two" -k 10."""
+    from m6rec.api import load
+
+    found = load(run, ranker).recommend(_history(history), k)
+    _show_items(found, json_file)
+
+
+@app.command()
+def rank(
+    run: RunArgument,
+    candidates: Annotated[str, typer.Option(help="Ids or titles separated by ';'.")],
+    history: HistoryOption = "",
+    json_file: JsonOption = None,
+) -> None:
+    """Order candidates for a history with a ranking run."""
+    from m6rec.api import load
+
+    _show_items(load(run).rank(_history(history), [part.strip() for part in candidates.split(";")]), json_file)
+
+
+@app.command(name="show-prompt")
+def show_prompt(
+    data: Annotated[str, typer.Argument(help="A dataset folder.")],
+    task: Annotated[str, typer.Option(help="Prompt file: retrieval, ranking, item, or a path.")] = "retrieval",
+    user: Annotated[str, typer.Option(help="The log's own id of a user; default: the first.")] = "",
+    candidates: Annotated[str, typer.Option(help="Item ids separated by ';'; default: what the user did next.")] = "",
+    backbone: Annotated[str, typer.Option(help="Whose tokenizer counts.")] = "minilm",
+    domain: Annotated[str | None, typer.Option(help="Data template; default: the dataset's.")] = None,
+) -> None:
+    """Print what the model sees for a user and a task, segment by segment."""
+    from m6rec.inspection import prompt_table
+
+    chosen = [part.strip() for part in candidates.split(";") if part.strip()]
+    console.print(prompt_table(data, task, user, chosen, backbone, domain))
+
+
+@app.command(name="list")
+def list_shelves(shelf: Annotated[str | None, typer.Argument(help="One shelf; default: all.")] = None) -> None:
+    """List every plug-in with its one-line description and its source."""
+    if shelf is not None and shelf not in SHELVES:
+        raise UnknownNameError("shelf", shelf, SHELVES)
+    for name in [shelf] if shelf else SHELVES:
+        registry = open_shelf(name)
+        table = Table(box=None, title=name, title_justify="left", show_header=False)
+        for entry in registry:
+            line, source = registry.describe(entry)
+            table.add_row(entry, line, source, style=None)
+        console.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, run, report and picture.")] = Path("demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small world and one epoch, to see that everything runs.")
+    ] = False,
+) -> None:
+    """Run the main job on the sample world: prepare, train, evaluate, recommend; offline."""
+    from m6rec.demo import run_demo
+
+    run_demo(out, console, quick=quick)
+
+
+def open_shelf(name: str) -> Any:
+    """Return a shelf's table by its plural name."""
+    import importlib
+
+    module, _, attribute = SHELVES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _history(text: str) -> Any:
+    """Return the events of a JSON or JSONL file, or the text itself."""
+    path = Path(text)
+    if not (text.endswith((".json", ".jsonl")) and path.is_file()):
+        return text
+    content = path.read_text(encoding="utf-8")
+    try:
+        if text.endswith(".jsonl"):
+            return [json.loads(line) for line in content.splitlines() if line.strip()]
+        events = json.loads(content)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from error
+    return events["history"] if isinstance(events, dict) and "history" in events else events
+
+
+def _show_items(found: list[Any], json_file: Path | None) -> None:
+    table = Table("", "item", "id", "score", box=None, pad_edge=False)
+    for place, item in enumerate(found, start=1):
+        table.add_row(str(place), item.title, item.id, f"{item.score:.4f}")
+    console.print(table)
+    _write_json(
+        json_file, lambda: {"items": [{"id": item.id, "title": item.title, "score": item.score} for item in found]}
+    )
+
+
+def _write_json(path: Path | None, make: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(make(), indent=1, ensure_ascii=False, default=float), encoding="utf-8")
+
+
+def _take(words: list[str], flag: str) -> str | None:
+    """Remove ``flag VALUE`` or ``flag=VALUE`` from ``words`` and return the value."""
+    for place, word in enumerate(words):
+        if word == flag and place + 1 < len(words):
+            value = words[place + 1]
+            del words[place : place + 2]
+            return value
+        if word.startswith(f"{flag}="):
+            return words.pop(place).partition("=")[2]
+    return None
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,183 @@
+"""One run beside baselines: the same queries, the same candidates, one report.
+
+Knows no command line. The baselines are tuned on validation; the test period is touched once, by everybody.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m6rec.assemble import Experiment, data_card, versions
+from m6rec.baselines import BASELINES
+from m6rec.baselines.base import Baseline, PairBaseline
+from m6rec.baselines.tuning import Tuning, tune
+from m6rec.config import plain
+from m6rec.data.histories import Histories, Judgements, Queries
+from m6rec.data.sources.world import World, WorldConfig
+from m6rec.data.store import Dataset
+from m6rec.errors import ConfigError
+from m6rec.evaluation.evaluator import evaluate
+from m6rec.evaluation.pairs import evaluate_pairs
+from m6rec.evaluation.report import Report
+from m6rec.tasks.ranking import Ranking, RankingScorer
+from m6rec.tasks.retrieval import Retrieval
+from m6rec.tasks.retrieval_data import RetrievalScorer
+
+HeldOut = Literal["valid", "test"]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A report and how its baselines were tuned.
+
+    Args:
+        report: all rows.
+        tunings: baseline name -> its search.
+    """
+
+    report: Report
+    tunings: dict[str, Tuning]
+
+    def to_dict(self, experiment: Experiment) -> dict[str, Any]:
+        """Return the one object that ``--json`` writes."""
+        report = self.report
+        ours = next(row for row in report.rows if row.name == report.ours)
+        return {
+            "metrics": report.to_dict()["rows"][report.ours]["metrics"],
+            "protocol": {
+                **ours.protocol,
+                "split": plain(experiment.dataset.manifest.split),
+                "event_ties": experiment.dataset.manifest.ties,
+            },
+            "seed": experiment.recipe.seed,
+            "recipe": plain(experiment.recipe),
+            "data": data_card(experiment.dataset),
+            "seconds": ours.seconds,
+            "versions": versions(),
+            "report": report.to_dict(),
+            "tuning": {name: tuning.to_dict() for name, tuning in self.tunings.items()},
+        }
+
+
+def compare_run(
+    experiment: Experiment,
+    split: HeldOut = "test",
+    baselines: Sequence[str] = (),
+    trials: int = 1,
+    name: str = "ours",
+) -> Compared:
+    """Evaluate a run and baselines on one held-out split.
+
+    Args:
+        experiment: a finished run over its dataset.
+        split: what is predicted.
+        baselines: names on the baselines shelf.
+        trials: settings that each tunable baseline tries on validation; the first is its default.
+        name: row name of the run.
+
+    Raises:
+        UnknownNameError: no such baseline.
+        ConfigError: a baseline that cannot do this task.
+    """
+    if isinstance(experiment.task, Ranking):
+        return _compare_pairs(experiment, experiment.task, split, baselines, trials, name)
+    assert isinstance(experiment.task, Retrieval)
+    dataset, seed = experiment.dataset, experiment.recipe.seed
+    histories = dataset.histories()
+    queries, train = histories.queries(split), histories.before("train")
+    rows = [evaluate(RetrievalScorer(experiment.task, experiment.backbone, name), queries, seed=seed)]
+    fitted, tunings = fit_baselines(baselines, train, histories.queries("valid"), trials, seed)
+    rows += [evaluate(baseline, queries, seed=seed) for baseline in fitted]
+    oracle = WorldOracle.of(dataset)
+    ceiling = evaluate(oracle, queries, seed=seed) if oracle else None
+    return Compared(Report(rows, title=f"{dataset.manifest.name}, {split}", ours=name, ceiling=ceiling), tunings)
+
+
+def fit_baselines(
+    names: Sequence[str], train: Histories, valid: Queries, trials: int, seed: int
+) -> tuple[list[Baseline], dict[str, Tuning]]:
+    """Tune and fit baselines; each touches training events and validation queries only."""
+    fitted, tunings = [], {}
+    for name in names:
+        cls = BASELINES.load(name)
+        if not isinstance(cls, type) or not hasattr(cls, "fit"):
+            raise ConfigError(f"baseline {name!r} ranks pairs only; it goes with a ranking run")
+        if getattr(cls, "search_space", None):
+            tunings[name] = tune(name, train, valid, max(1, trials), seed)
+            baseline = cls(tunings[name].best.config)
+        else:
+            baseline = cls()
+        _fit(baseline, train, valid)
+        fitted.append(baseline)
+    return fitted, tunings
+
+
+def _fit(baseline: Any, train: Any, valid: Any) -> None:
+    """Fit; one that trains by epochs also gets validation to stop on."""
+    method = baseline.fit_pairs if isinstance(train, Judgements) else baseline.fit
+    if "valid" in method.__annotations__:
+        method(train, valid)
+    else:
+        method(train)
+
+
+def _compare_pairs(
+    experiment: Experiment, task: Ranking, split: HeldOut, baselines: Sequence[str], trials: int, name: str
+) -> Compared:
+    seed = experiment.recipe.seed
+    train, valid, held_out = task.pairs("train"), task.pairs("valid"), task.pairs(split)
+    rows = [evaluate_pairs(RankingScorer(task, experiment.backbone, split, name), held_out)]
+    tunings: dict[str, Tuning] = {}
+    for baseline_name in baselines:
+        cls = BASELINES.load(baseline_name)
+        if not hasattr(cls, "fit_pairs"):
+            raise ConfigError(f"baseline {baseline_name!r} scores catalogues only; with a ranking run use rate, din")
+        baseline: PairBaseline
+        if getattr(cls, "search_space", None):
+            tunings[baseline_name] = tune(baseline_name, train, valid, max(1, trials), seed)
+            baseline = cls(tunings[baseline_name].best.config)
+        else:
+            baseline = cls()
+        _fit(baseline, train, valid)
+        rows.append(evaluate_pairs(baseline, held_out))
+    title = f"{experiment.dataset.manifest.name}, {split}, yes or no"
+    return Compared(Report(rows, title=title, ours=name), tunings)
+
+
+class WorldOracle:
+    """The sample world's true next-item probabilities: what no model can beat.
+
+    Args:
+        dataset: a prepared sample world.
+        world: the world that it was made from.
+    """
+
+    name = "oracle"
+
+    def __init__(self, dataset: Dataset, world: World) -> None:
+        self._oracle = world.oracle()
+        places = {key: place for place, key in enumerate(self._oracle.item_keys)}
+        self._columns = np.array([places[key] for key in dataset.items["key"][:]])
+        self._users = dataset.users["key"]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "WorldOracle | None":
+        """Return the oracle of a prepared sample world, ``None`` for any other dataset."""
+        if dataset.manifest.source != World.name:
+            return None
+        return cls(dataset, World(WorldConfig(**dataset.manifest.source_config)))
+
+    def score(self, queries: Queries) -> NDArray[np.float32]:
+        """Return ``[num_queries, num_items]`` the true distribution of each user's next item."""
+        history = queries.history
+        ends = history.offsets[queries.users + 1]
+        some = ends > history.offsets[queries.users]
+        assert history.times is not None
+        after = np.where(some, history.times[np.maximum(ends - 1, 0)], -1)
+        users = [self._users[int(user)] for user in queries.users]
+        return self._oracle.next_item_probabilities(users, after)[:, self._columns]

@@ -1,0 +1,90 @@
+"""Command-line flags made from config dataclasses: ``--k-core 5`` fills ``k_core``, its docstring is the help.
+
+Knows typer's leftover words only; no particular setting.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from m6rec.config import field_help, parse
+from m6rec.errors import ConfigError, nearest
+
+
+def parse_flags(
+    words: Sequence[str], configs: Mapping[str, type], aliases: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Fill several configs from one list of words.
+
+    Args:
+        words: ``["--user", "who", "--k-core=5"]``.
+        configs: name -> dataclass; a flag goes to the first that has its field.
+        aliases: flag -> field, e.g. ``{"from": "path"}``.
+
+    Returns:
+        Name -> filled config.
+
+    Raises:
+        ConfigError: an unknown flag (with the nearest), a flag without a value, or a wrong value; all at once.
+    """
+    owners: dict[str, str] = {}
+    for name, cls in configs.items():
+        for field in dataclasses.fields(cls):
+            owners.setdefault(field.name, name)
+    values: dict[str, dict[str, Any]] = {name: {} for name in configs}
+    problems: list[str] = []
+    for flag, text in _pairs(words):
+        field_name = (aliases or {}).get(flag, flag.replace("-", "_"))
+        if field_name not in owners:
+            known = ["--" + _flag(name, aliases) for name in owners]
+            problems.append(f"unknown flag '--{flag}'{nearest('--' + flag, known)}")
+            continue
+        owner = owners[field_name]
+        values[owner][field_name] = _value(text, configs[owner], field_name)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return {name: parse(cls, values[name]) for name, cls in configs.items()}
+
+
+def flag_help(configs: Mapping[str, type], aliases: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
+    """Return (flag, default, help) of every field."""
+    rows = []
+    for cls in configs.values():
+        texts = field_help(cls)
+        for field in dataclasses.fields(cls):
+            default = "" if field.default in (dataclasses.MISSING, None) else str(field.default)
+            rows.append((f"--{_flag(field.name, aliases)}", default, " ".join(texts.get(field.name, "").split())))
+    return rows
+
+
+def _flag(field: str, aliases: Mapping[str, str] | None) -> str:
+    named = [flag for flag, target in (aliases or {}).items() if target == field]
+    return named[0] if named else field.replace("_", "-")
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    pairs, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"got {word!r}, expected a flag such as --user COLUMN")
+        flag, equals, text = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"flag --{flag} has no value")
+            text = rest.pop(0)
+        pairs.append((flag, text))
+    return pairs
+
+
+def _value(text: str, cls: type, name: str) -> Any:
+    """Read numbers, lists and null; leave a word as it is where a string is expected."""
+    hint = next(field.type for field in dataclasses.fields(cls) if field.name == name)
+    if hint in (str, "str", str | None):
+        return text
+    value = yaml.safe_load(text) if text else text
+    if isinstance(value, str) and "," in value:
+        return [yaml.safe_load(part) for part in value.split(",")]
+    return value

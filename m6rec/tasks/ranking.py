@@ -1,0 +1,330 @@
+"""Ranking: will this user say yes to this candidate? One pass over a tree scores every candidate and moment.
+
+Knows no loop and no report.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m6rec.backbones.base import Backbone
+from m6rec.config import plain
+from m6rec.data.histories import Judgements, Queries
+from m6rec.data.statistics import ItemStatistics, StatisticsConfig
+from m6rec.errors import DataError, RunError
+from m6rec.tasks.base import Loss, Material, Task
+from m6rec.tasks.catalogue import Catalogue
+from m6rec.tasks.heads import load_heads, read_names, save_heads
+from m6rec.tasks.ranking_data import (
+    NUM_FEATURES,
+    STATISTICS,
+    RankingBatch,
+    TreeWriter,
+    every_event,
+    features,
+    pair_statistics,
+    ranking_batch,
+    read_tree,
+    slates,
+    with_sampled_negatives,
+    write_trees,
+)
+from m6rec.text.prompt import Candidate, Prompt, UserText
+from m6rec.text.render import Renderer
+from m6rec.text.tokenize import TextTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RankingConfig:
+    """Settings of the ranking task; all change results unless they say otherwise."""
+
+    threshold: float | None = None
+    """Value from which an event is a yes, e.g. 4 of 5 stars; null = labels come from impressions, or from sampled
+    negatives where the log has none."""
+    num_negatives: int = 4
+    """Random unmet items beside each event, where the log has no labels."""
+    max_events: int = 24
+    """Longest stretch of history in one tree; a candidate sees at least half of it."""
+    max_branches: int = 48
+    """Most candidates in one tree; memory and speed only."""
+    loss: Literal["pointwise", "listwise"] = "pointwise"
+    """Cross entropy of each yes or no, or of the yes among all candidates of its tree."""
+    numbers: bool = True
+    """Whether the statistics also reach the head as numbers, beside their words in the prompt."""
+    smoothing: float = 10.0
+    """How many events of average success an item's rate starts with."""
+    prompt: str = "ranking"
+    """Prompt file."""
+
+
+class Ranking(Task):
+    """Probability of a yes for a candidate, read at [EOS] of its branch.
+
+    Source: M6-Rec (2205.08084), section 3 (CTR scoring): candidate and cross statistics in the target region, state at
+        [EOS], softmax head, cross entropy.
+    Differs: all candidates and moments of a user are branches of one tree; statistics also enter as numbers, because
+        words lose their precision.
+    """
+
+    name = "ranking"
+    Config = RankingConfig
+
+    def __init__(self, config: RankingConfig, catalogue: Catalogue, renderer: Renderer, backbone: Backbone) -> None:
+        super().__init__()
+        self.config, self.catalogue, self.renderer = config, catalogue, renderer
+        self.tokenizer = TextTokenizer(backbone.tokenizer)
+        self.writer = TreeWriter(Prompt(config.prompt), renderer, self.tokenizer, backbone.max_tokens)
+        self.norm = nn.LayerNorm(backbone.hidden_size)
+        self.head = nn.Linear(backbone.hidden_size, 2)
+        nn.init.zeros_(self.head.weight)
+        self.numbers = (
+            nn.Sequential(nn.Linear(NUM_FEATURES, 32), nn.GELU(), nn.Linear(32, 1)) if config.numbers else None
+        )
+        self.register_buffer("item_statistics", torch.full((len(catalogue), 2), float("nan"), dtype=torch.float64))
+        self._material: Material | None = None
+        self._train: Judgements | None = None
+        self._statistics: dict[str, ItemStatistics] = {}
+
+    @classmethod
+    def build(cls, config: RankingConfig, material: Material, backbone: Backbone) -> "Ranking":
+        """Return a new task over a dataset.
+
+        Raises:
+            DataError: a threshold for a log without values.
+        """
+        torch.manual_seed(material.seed)
+        histories = material.dataset.histories()
+        train = histories.before("train")
+        catalogue = Catalogue.of(material.dataset, material.renderer, train)
+        task = cls(config, catalogue, material.renderer, backbone)
+        task._material = material
+        task._train = task.pairs("train")
+        counted = task.statistics_for("train").items(np.arange(len(catalogue)))
+        task.item_statistics.copy_(
+            torch.from_numpy(np.stack([counted["popularity"], counted["positive_rate"]], axis=1))
+        )
+        return task
+
+    @property
+    def material(self) -> Material:
+        """What the task is trained on.
+
+        Raises:
+            RunError: a loaded run has none.
+        """
+        if self._material is None:
+            raise RunError("this task was loaded for inference; build it over a dataset to train or evaluate it")
+        return self._material
+
+    def pairs(self, split: Literal["train", "valid", "test"]) -> Judgements:
+        """Return the labelled pairs of a split, with sampled negatives where the log has no labels."""
+        dataset = self.material.dataset
+        if dataset.impressions is not None or self.config.threshold is not None:
+            return dataset.judgements(split, self.config.threshold)
+        if split == "train":
+            positives = every_event(dataset.histories().before("train"))
+        else:
+            queries = dataset.histories().queries(split)
+            users = np.repeat(queries.users, np.diff(queries.target_offsets))
+            lengths = np.diff(queries.history.offsets)[users]
+            ones = np.ones(len(users), dtype=np.float32)
+            positives = Judgements(queries.history, users, queries.targets, ones, lengths)
+        return with_sampled_negatives(positives, self.config.num_negatives, self.material.seed)
+
+    def statistics_for(self, split: Literal["train", "valid", "test"]) -> ItemStatistics:
+        """Return the numbers that may be known when ``split`` is predicted."""
+        if split not in self._statistics:
+            dataset = self.material.dataset
+            config = StatisticsConfig(threshold=self.config.threshold, smoothing=self.config.smoothing)
+            judged = self._train if dataset.impressions is not None else None
+            self._statistics[split] = ItemStatistics(dataset.histories(), self.catalogue.records, config, split, judged)
+        return self._statistics[split]
+
+    def examples(self) -> datasets.Dataset:
+        """Return the training trees, tokenised once into a memory-mapped dataset."""
+        assert self._train is not None
+        material, pairs = self.material, self._train
+        groups = slates(pairs, self.config.max_events, self.config.max_branches)
+        if not groups:
+            raise DataError("no labelled pairs in the training period; look at the threshold and the split")
+        statistics = pair_statistics(self.statistics_for("train"), pairs, past_only=True)
+        numbers = features(statistics)
+        extra = (
+            {"labels": pairs.labels[slate.pairs].tolist(), "numbers": numbers[slate.pairs].reshape(-1).tolist()}
+            for slate in groups
+        )
+        dataset = material.dataset
+        trees = self.writer.trees(
+            groups, pairs, statistics, dataset.event_record, dataset.user_record, self.catalogue.texts
+        )
+        key = {
+            "data": dataset.manifest.hash,
+            "config": plain(self.config),
+            "prompt": self.writer.prompt.path.read_text(encoding="utf-8"),
+            "words": self.renderer.fingerprint,
+            "tokens": self.tokenizer.control_ids,
+            "max_tokens": self.writer.max_tokens,
+            "seed": material.seed,
+        }
+        self._rows = write_trees(material.cache, trees, extra, key)
+        return self._rows
+
+    def lengths(self) -> Sequence[int]:
+        """Return each tree's number of tokens."""
+        return [len(ids) for ids in self._rows["ids"]]
+
+    def collate(self, examples: list[Mapping[str, Any]]) -> RankingBatch:
+        """Make one batch of trees."""
+        return ranking_batch(
+            [read_tree(row) for row in examples],
+            [np.asarray(row["numbers"], dtype=np.float32).reshape(-1, NUM_FEATURES) for row in examples],
+            [np.asarray(row["labels"]) for row in examples],
+            self.tokenizer.pad_id,
+        )
+
+    def logits(self, backbone: Backbone, batch: RankingBatch) -> Float[Tensor, "pairs classes"]:
+        """Return no and yes of every pair."""
+        states = backbone(batch.tokens)[batch.rows, batch.columns]
+        scores: Tensor = self.head(self.norm(states)).float()
+        if self.numbers is not None:
+            scores = scores + F.pad(self.numbers(batch.numbers).float(), (1, 0))
+        return scores
+
+    def loss(self, backbone: Backbone, batch: RankingBatch) -> Loss:
+        """Return the cross entropy of every pair, or of each tree's yes among its candidates."""
+        scores = self.logits(backbone, batch)
+        if self.config.loss == "pointwise":
+            return Loss(F.cross_entropy(scores, batch.labels), float(len(batch.labels)))
+        return _listwise(scores[:, 1] - scores[:, 0], batch)
+
+    @torch.no_grad()
+    def score_pairs(
+        self, backbone: Backbone, pairs: Judgements, split: Literal["valid", "test"]
+    ) -> NDArray[np.float32]:
+        """Return ``[num_pairs]`` probabilities of a yes from what may be known when ``split`` is predicted."""
+        statistics = pair_statistics(self.statistics_for(split), pairs, past_only=False)
+        groups = slates(pairs, self.config.max_events, self.config.max_branches)
+        dataset, numbers = self.material.dataset, features(statistics)
+        trees = self.writer.trees(
+            groups, pairs, statistics, dataset.event_record, dataset.user_record, self.catalogue.texts
+        )
+        result = np.empty(len(pairs), dtype=np.float32)
+        for slate, tree in zip(groups, trees, strict=True):
+            result[slate.pairs] = self._probabilities(backbone, tree, numbers[slate.pairs])
+        return result
+
+    def rank(
+        self,
+        backbone: Backbone,
+        user: UserText,
+        records: Sequence[Mapping[str, Any]],
+        places: Sequence[int | None],
+    ) -> NDArray[np.float32]:
+        """Return probabilities of a yes for candidates given as records; nothing about the user has to be known.
+
+        Args:
+            user: profile and events.
+            records: the candidates' fields.
+            places: each candidate's position in the catalogue, ``None`` = a stranger.
+        """
+        known = self.item_statistics.cpu().numpy()
+        config = StatisticsConfig(threshold=self.config.threshold, smoothing=self.config.smoothing)
+        bonds = ItemStatistics.cross_of(user.events, records, config)
+        counted = np.array(
+            [known[place] if place is not None and place < len(known) else (np.nan,) * 2 for place in places]
+        )
+        numbers = {"popularity": counted[:, 0], "positive_rate": counted[:, 1], **bonds}
+        candidates = [
+            Candidate(item=record, statistics={name: float(numbers[name][row]) for name in STATISTICS})
+            for row, record in enumerate(records)
+        ]
+        shown = UserText(user.profile, user.context, user.events[-self.config.max_events :], user.now)
+        given = features(numbers)
+        scores = [
+            self._probabilities(backbone, self.writer.tree(shown, candidates[start:stop]), given[start:stop])
+            for start in range(0, len(candidates), self.config.max_branches)
+            for stop in (start + self.config.max_branches,)
+        ]
+        return np.concatenate(scores) if scores else np.zeros(0, dtype=np.float32)
+
+    @torch.no_grad()
+    def _probabilities(self, backbone: Backbone, tree: Any, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.eval()
+        batch = ranking_batch([tree], [numbers], None, self.tokenizer.pad_id).to(self.head.weight.device)
+        result: NDArray[np.float32] = self.logits(backbone, batch).softmax(1)[:, 1].cpu().numpy()
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write heads, item statistics and catalogue."""
+        save_heads(self, folder, {})
+        self.catalogue.save(folder / "catalogue")
+
+    def restore(self, folder: Path, backbone: Backbone) -> None:
+        """Read what ``save`` wrote into a task over the same dataset."""
+        load_heads(self, folder)
+
+    @classmethod
+    def load(cls, config: RankingConfig, folder: Path, renderer: Renderer, backbone: Backbone) -> "Ranking":
+        """Read what ``save`` wrote."""
+        read_names(folder)
+        task = cls(config, Catalogue.load(folder / "catalogue"), renderer, backbone)
+        load_heads(task, folder)
+        return task
+
+
+def _listwise(scores: Float[Tensor, " pairs"], batch: RankingBatch) -> Loss:
+    """Return the mean over positives of the cross entropy among the negatives of the same tree."""
+    same = batch.rows[:, None] == batch.rows[None]
+    positive = batch.labels == 1
+    rival = same & ~positive[None]
+    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    table = scores[None].expand(len(scores), -1).masked_fill(~(rival | own), float("-inf"))
+    counted = positive & rival.any(1)
+    losses = torch.logsumexp(table, dim=1) - scores
+    weight = float(counted.sum())
+    return Loss((losses * counted).sum() / max(1.0, weight), weight)
+
+
+class RankingScorer:
+    """Scores labelled pairs and candidate lists for evaluation.
+
+    Args:
+        task: trained, over the dataset that is evaluated.
+        backbone: tuned.
+        split: what is predicted, which says what may be known.
+        name: row name in reports.
+    """
+
+    def __init__(self, task: Ranking, backbone: Backbone, split: Literal["valid", "test"], name: str = "ours") -> None:
+        self.task, self.backbone, self.split, self.name = task, backbone, split, name
+
+    def score_pairs(self, pairs: Judgements) -> NDArray[np.float32]:
+        """Return ``[num_pairs]`` probabilities."""
+        return self.task.score_pairs(self.backbone, pairs, self.split)
+
+    def score_candidates(self, queries: Queries, candidates: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return ``[num_queries, n]`` scores of candidates; ``-1`` = none, scored minus infinity."""
+        rows, columns = np.nonzero(candidates >= 0)
+        users = queries.users[rows]
+        pairs = Judgements(
+            history=queries.history,
+            users=users,
+            items=candidates[rows, columns],
+            labels=np.zeros(len(rows), dtype=np.float32),
+            lengths=np.diff(queries.history.offsets)[users],
+        )
+        scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
+        scores[rows, columns] = self.score_pairs(pairs)
+        return scores

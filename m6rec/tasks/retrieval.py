@@ -1,0 +1,364 @@
+"""Retrieval: a user vector, an item vector, and the nearest items of the whole catalogue.
+
+Knows no loop, no index and no report.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m6rec.backbones.base import Backbone
+from m6rec.errors import ConfigError, RunError
+from m6rec.nn.losses import catalogue_cross_entropy, contrastive
+from m6rec.nn.towers import ItemTower, Whitening, own_history_pairs
+from m6rec.tasks.base import Loss, Material, Task
+from m6rec.tasks.catalogue import Catalogue
+from m6rec.tasks.encoding import Readout, Region, SegmentEncoder
+from m6rec.tasks.heads import load_heads, read_names, save_heads
+from m6rec.tasks.history_flat import FlatBatch, FlatHistory
+from m6rec.tasks.history_pooled import PooledBatch, PooledConfig, PooledHistory, collate_windows
+from m6rec.tasks.retrieval_data import TrainingMaterial, excluded_columns, log_share
+from m6rec.tasks.segment_table import SegmentTable
+from m6rec.tasks.windows import Window
+from m6rec.text.prompt import Prompt
+from m6rec.text.render import Renderer
+from m6rec.text.tokenize import TextTokenizer
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Settings of the retrieval task; all change results unless they say otherwise."""
+
+    granularity: Literal["pooled", "flat"] = "pooled"
+    """How a history is read: one vector an event, or one text."""
+    dim: int = 128
+    """Width of user and item vectors."""
+    max_events: int = 50
+    """Longest window of events that is read at once."""
+    context_events: int = 0
+    """Events repeated from the window before when a long history is cut into windows."""
+    temperature: float = 0.07
+    """Scores are inner products divided by this; where training starts if it is learnt."""
+    learn_temperature: bool = True
+    """Whether the temperature is trained."""
+    negatives: Literal["catalogue", "batch"] = "catalogue"
+    """Every item of the catalogue, or the other items of the batch."""
+    num_negatives: int = 0
+    """Further random items a batch, with `negatives=batch`."""
+    logq: bool = False
+    """Correct in-batch negatives for how often each item is one (with `negatives=batch`)."""
+    item_region: Region = "source"
+    """Where an item's text stands: `source` as sentence encoders are trained, `target` as in M6-Rec."""
+    item_readout: Readout = "mean"
+    """What stands for an item: the mean state of its tokens, or the state at its end token."""
+    item_layers: int | None = None
+    """Lower layers of the backbone that read items and pooled events; null = all."""
+    item_tokens: int = 64
+    """Longest item text in tokens."""
+    item_vectors: Literal["cached", "epoch", "step"] = "cached"
+    """Text vectors of the items: computed once, before every epoch, or in every step with gradients to the tuner."""
+    whiten: int = 256
+    """Principal directions kept when text vectors are whitened; 0 = no whitening."""
+    tower_width: int = 256
+    """Hidden width of the item tower."""
+    tower_dropout: float = 0.1
+    """Dropout in the item tower."""
+    id_residual: bool = True
+    """Whether items seen in training add a learnt vector to their text's; others go by text alone."""
+    id_dropout: float = 0.1
+    """Share of items that lose the residual in a step, so that text alone must serve too."""
+    pooled: PooledConfig = field(default_factory=PooledConfig)
+    """The sequence encoder of `granularity=pooled`."""
+    prompt: str = "retrieval"
+    """Prompt file of `granularity=flat`."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature: got {self.temperature}, expected a positive number")
+        if self.max_events < 2 or self.context_events > self.max_events // 2:
+            raise ConfigError("max_events: expected at least 2, and context_events at most half of it")
+
+
+class Retrieval(Task):
+    """Find the next items in the whole catalogue: user and item vectors in one space.
+
+    Source: M6-Rec (2205.08084), section 3: [EOS'] -> W_u and [EOS] -> W_i, 128-d, L2 norm, InfoNCE at temperature 0.07.
+    Differs: a loss at every position, the whole catalogue as negatives where it fits, and an optional id residual; each
+        is a setting, and EXPERIMENTS.md says what each gives.
+    """
+
+    name = "retrieval"
+    Config = RetrievalConfig
+
+    def __init__(
+        self,
+        config: RetrievalConfig,
+        catalogue: Catalogue,
+        renderer: Renderer,
+        backbone: Backbone,
+        verb_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.config, self.catalogue, self.renderer = config, catalogue, renderer
+        self.verb_names = tuple(verb_names)
+        self.tokenizer = TextTokenizer(backbone.tokenizer)
+        self.encoder = SegmentEncoder(config.item_region, config.item_readout, config.item_layers, config.item_tokens)
+        width = config.whiten or backbone.hidden_size
+        self.whitening = Whitening(backbone.hidden_size, config.whiten) if config.whiten else nn.Identity()
+        num_ids = catalogue.num_trained if config.id_residual else 0
+        self.tower = ItemTower(width, config.tower_width, config.dim, num_ids, config.tower_dropout, config.id_dropout)
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature
+        )
+        self.history = self._history(backbone)
+        self.register_buffer("prior", torch.zeros(config.dim))
+        self._material: TrainingMaterial | None = None
+
+    def _history(self, backbone: Backbone) -> PooledHistory | FlatHistory:
+        config = self.config
+        if config.granularity == "pooled":
+            return PooledHistory(config.pooled, config.dim, config.max_events, len(self.verb_names))
+        prompt = Prompt(config.prompt)
+        return FlatHistory(backbone.hidden_size, config.dim, prompt, self.renderer, self.tokenizer, backbone.max_tokens)
+
+    @classmethod
+    def build(cls, config: RetrievalConfig, material: Material, backbone: Backbone) -> "Retrieval":
+        """Return a new task over a dataset; reads training events, and the words of what is known before the test."""
+        torch.manual_seed(material.seed)
+        dataset = material.dataset
+        known = dataset.histories().before("test")
+        train = known.before("train")
+        task = cls(
+            config, Catalogue.of(dataset, material.renderer, train), material.renderer, backbone, known.verb_names
+        )
+        table = SegmentTable.of(dataset, known)
+        task._material = TrainingMaterial(
+            dataset.event_record, table, *table.readable(train), config.max_events, config.context_events
+        )
+        return task
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the loss reaches the backbone at all; cached vectors cut it off."""
+        return self.config.granularity == "flat" or self.config.item_vectors == "step"
+
+    @property
+    def material(self) -> TrainingMaterial:
+        """What the task is trained on.
+
+        Raises:
+            RunError: a loaded run has none.
+        """
+        if self._material is None:
+            raise RunError("this task was loaded for inference; build it over a dataset to train or evaluate it")
+        return self._material
+
+    def examples(self) -> Sequence[Window]:
+        """Return the training windows."""
+        return self.material.windows
+
+    def lengths(self) -> Sequence[int]:
+        """Return each window's number of events."""
+        return [int(length) for length in self.material.windows.lengths()]
+
+    def refresh(self, backbone: Backbone, epoch: int) -> None:
+        """Encode items and searches: once, or before every epoch with ``item_vectors=epoch``."""
+        if self.config.item_vectors == "epoch":
+            self.catalogue.vectors = self.material.search_vectors = None
+        self.encode(backbone)
+        if epoch == 0 and isinstance(self.whitening, Whitening):
+            assert self.catalogue.vectors is not None
+            self.whitening.fit(self.catalogue.vectors[torch.from_numpy(self.catalogue.ids >= 0)])
+
+    def encode(self, backbone: Backbone) -> None:
+        """Encode the texts of items and searches that have no vector yet."""
+        material = self.material
+        searches = [self.renderer.event({"verb": "search", "query": words})[1] for words in material.table.searches]
+        items, queries = self.tokenizer.texts(self.catalogue.texts), self.tokenizer.texts(searches)
+        material.tokens = items + queries
+        if self.catalogue.vectors is None:
+            self.catalogue.vectors = self.encoder.encode(backbone, items, "items")
+        if material.search_vectors is None:
+            material.search_vectors = self.encoder.encode(backbone, queries, "searches")
+
+    def collate(self, examples: list[Window]) -> PooledBatch | FlatBatch:
+        """Make one batch of windows, every event but the first a target."""
+        num_items = self.material.table.num_items
+        if isinstance(self.history, FlatHistory):
+            return self.history.batch(examples, self.material.record, num_items, predict=True)
+        return collate_windows(examples, num_items, predict=True)
+
+    def loss(self, backbone: Backbone, batch: PooledBatch | FlatBatch) -> Loss:
+        """Return the contrastive loss over every position that has a target."""
+        columns = self._columns(batch)
+        vectors = self._vectors(backbone, columns)
+        states, targets, pairs = self._positions(backbone, batch, vectors, columns)
+        users = F.normalize(states.float(), dim=1) * torch.exp(-self.log_temperature)
+        num_items = int((columns < self.material.table.num_items).sum())
+        items = F.normalize(vectors[:num_items].float(), dim=1)
+        places = torch.searchsorted(columns, targets)
+        if self.config.negatives == "catalogue":
+            value = catalogue_cross_entropy(users, items, places, pairs)
+        else:
+            value = contrastive(
+                users,
+                items,
+                places,
+                excluded_columns(pairs, columns[:num_items], len(users)),
+                self._log_q(columns[:num_items]),
+            )
+        return Loss(value, float(len(targets)), {"temperature": float(torch.exp(self.log_temperature.detach()))})
+
+    def _columns(self, batch: PooledBatch | FlatBatch) -> Int[Tensor, " columns"]:
+        """Return the segments that this step needs a vector of, sorted."""
+        total = self.material.num_segments
+        device = batch.targets.device
+        if self.config.negatives == "catalogue":
+            return torch.arange(total, device=device)
+        wanted = [batch.targets[batch.targets >= 0]]
+        if isinstance(batch, PooledBatch):
+            wanted.append(batch.segments[batch.keep])
+        if self.config.num_negatives:
+            wanted.append(torch.randint(self.material.table.num_items, (self.config.num_negatives,), device=device))
+        return torch.unique(torch.cat(wanted))
+
+    def _vectors(self, backbone: Backbone, columns: Int[Tensor, " columns"]) -> Float[Tensor, "columns dim"]:
+        """Return the tower's vector of each column (not normalised)."""
+        material = self.material
+        if self.config.item_vectors == "step":
+            assert material.tokens is not None
+            tokens = self.encoder.batch(backbone, [material.tokens[column] for column in columns.tolist()])
+            texts = self.encoder.read(backbone, tokens.to(columns.device))
+        else:
+            texts = self._all_texts()[columns.cpu()].to(columns.device)
+        return self.tower(self.whitening(texts), self._ids()[columns.cpu()].to(columns.device))
+
+    def _all_texts(self) -> Float[Tensor, "segments hidden"]:
+        assert self.catalogue.vectors is not None
+        searches = self.material.search_vectors
+        return self.catalogue.vectors if searches is None else torch.cat([self.catalogue.vectors, searches])
+
+    def _ids(self) -> Int[Tensor, " segments"]:
+        ids = torch.from_numpy(self.catalogue.ids)
+        return F.pad(ids, (0, self.material.num_segments - len(ids)), value=-1)
+
+    def _positions(
+        self, backbone: Backbone, batch: PooledBatch | FlatBatch, vectors: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return states, targets and (position, item) pairs that are no negatives, one row a target."""
+        num_items = self.material.table.num_items
+        if isinstance(self.history, FlatHistory):
+            states = self.history(backbone, batch)
+            chosen = (batch.segments >= 0) & (batch.segments < num_items) & (batch.segments != batch.targets[:, None])
+            rows = chosen.nonzero()[:, 0]
+            return states, batch.targets, (rows, batch.segments[chosen])
+        states = self.history(batch, vectors, torch.searchsorted(columns, batch.segments))
+        wanted = batch.targets >= 0
+        inputs = torch.where(batch.keep & (batch.segments < num_items), batch.segments, -1)
+        pairs = own_history_pairs(inputs, batch.targets, wanted)
+        return states[wanted], batch.targets[wanted], pairs
+
+    def _log_q(self, items: Int[Tensor, " columns"]) -> Float[Tensor, " columns"] | None:
+        """Return the log of each item's share of the targets (and of the random negatives)."""
+        if not self.config.logq:
+            return None
+        return log_share(self.material.target_counts).to(items.device)[items]
+
+    @torch.no_grad()
+    def finish(self, backbone: Backbone) -> None:
+        """Set what stands for a user without any history: the mean user vector over a sample of training windows."""
+        if self.trains_backbone:
+            self.catalogue.vectors = self.material.search_vectors = None
+        self.encode(backbone)
+        windows = self.material.windows
+        chosen = np.random.default_rng(0).permutation(len(windows))[:2048]
+        if len(chosen):
+            users = self.users(backbone, [windows[int(index)] for index in chosen], self.segment_vectors())
+            self.prior.copy_(F.normalize(users.mean(0), dim=0))
+
+    @torch.no_grad()
+    def segment_vectors(self, texts: Tensor | None = None, ids: Tensor | None = None) -> Float[Tensor, "segments dim"]:
+        """Return the tower's vector of every segment (default: all of the dataset's), for inference."""
+        self.eval()
+        texts = self._all_texts() if texts is None else texts
+        ids = self._ids() if ids is None else ids
+        device = self.log_temperature.device
+        return self.tower(self.whitening(texts.to(device)), ids.to(device)).float()
+
+    @torch.no_grad()
+    def items(self) -> Float[Tensor, "items dim"]:
+        """Return the normalised vectors of the catalogue's items, for an index."""
+        return F.normalize(self.segment_vectors(self.catalogue.vectors, torch.from_numpy(self.catalogue.ids)), dim=1)
+
+    @torch.no_grad()
+    def read_events(self, places: Sequence[int | None], texts: Sequence[str], backbone: Backbone) -> Tensor:
+        """Return the tower's vectors of events: of known items by position, of strangers by their words."""
+        assert self.catalogue.vectors is not None
+        known = torch.tensor([-1 if place is None else place for place in places], dtype=torch.long)
+        vectors = self.catalogue.vectors[known.clamp(min=0)] if len(known) else self.catalogue.vectors[:0]
+        strangers = (known < 0).nonzero()[:, 0]
+        if len(strangers):
+            words = self.tokenizer.texts([texts[number] for number in strangers.tolist()])
+            vectors[strangers] = self.encoder.encode(backbone, words)
+        ids = torch.where(known >= 0, torch.from_numpy(self.catalogue.ids)[known.clamp(min=0)], -1)
+        return self.segment_vectors(vectors, ids)
+
+    @torch.no_grad()
+    def users(
+        self,
+        backbone: Backbone,
+        windows: Sequence[Window],
+        vectors: Float[Tensor, "segments dim"],
+        records: Callable[[int], Any] | None = None,
+    ) -> Float[Tensor, "windows dim"]:
+        """Return normalised user vectors after each window's last event; an empty window gives the prior.
+
+        Args:
+            windows: with segment numbers into ``vectors``.
+            vectors: as :meth:`segment_vectors` gives them.
+            records: event number -> record, for flat histories; default: the dataset's.
+        """
+        self.eval()
+        device = vectors.device
+        result = self.prior.to(device).expand(len(windows), -1).clone()
+        full = [number for number, item in enumerate(windows) if len(item)]
+        if not full:
+            return result
+        chosen = [windows[number] for number in full]
+        if isinstance(self.history, FlatHistory):
+            batch = self.history.batch(chosen, records or self.material.record, len(vectors), predict=False)
+            states = self.history(backbone, batch.to(device))
+        else:
+            pooled = collate_windows(chosen, len(vectors), predict=False).to(device)
+            last = pooled.keep.sum(1) - 1
+            states = self.history(pooled, vectors, pooled.segments)[torch.arange(len(chosen), device=device), last]
+        result[torch.tensor(full, device=device)] = F.normalize(states.float(), dim=1)
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write heads, catalogue and the names that inference needs."""
+        save_heads(self, folder, {"verb_names": list(self.verb_names), "num_ids": self.catalogue.num_trained})
+        self.catalogue.save(folder / "catalogue")
+
+    def restore(self, folder: Path, backbone: Backbone) -> None:
+        """Read what ``save`` wrote into a task over the same dataset."""
+        load_heads(self, folder)
+        self.catalogue.vectors = Catalogue.load(folder / "catalogue").vectors
+        self.encode(backbone)
+
+    @classmethod
+    def load(cls, config: RetrievalConfig, folder: Path, renderer: Renderer, backbone: Backbone) -> "Retrieval":
+        """Read what ``save`` wrote."""
+        names = read_names(folder)
+        catalogue = Catalogue.load(folder / "catalogue")
+        task = cls(config, catalogue, renderer, backbone, names["verb_names"])
+        load_heads(task, folder)
+        return task
