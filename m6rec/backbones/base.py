@@ -115,6 +115,7 @@ class WrappedBackbone(Backbone):
     def __init__(self, inner: Backbone) -> None:
         super().__init__()
         self.inner = inner
+        self.training = inner.training
 
     def __getattr__(self, name: str) -> Any:
         """Look in the wrapped backbone for what the wrapper has not got."""

@@ -51,6 +51,7 @@ class PretrainedBackbone(Backbone):
         self.max_tokens = limit if isinstance(limit, int) else int(getattr(model.config, limit))
         self.first_control = _add_control_tokens(tokenizer, self._tokens.num_embeddings)
         self.control = nn.Parameter(_control_rows(self._tokens.weight, tokenizer), requires_grad=False)
+        self.eval()
 
     @property
     def _tokens(self) -> nn.Embedding:

@@ -41,7 +41,7 @@ def resolve_backbone(name: str | Path, revision: str | None = None) -> Backbone:
     model, tokenizer = _load(source, revision)
     # PEFT writes both into its adapters; a path inside site-packages would help nobody.
     model.name_or_path = model.config._name_or_path = origin
-    backbone: Backbone = BACKBONES.load(anatomy_of(model.config).family)(model.eval(), tokenizer, str(name))
+    backbone: Backbone = BACKBONES.load(anatomy_of(model.config).family)(model, tokenizer, str(name))
     return backbone
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.errors import TunerError
-from m6rec.tuners.state import Snapshot, read_control, read_tensors, save_control, trained_parameters
+from m6rec.tuners.state import Snapshot, attached, read_control, read_tensors, save_control, trained_parameters
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -44,11 +44,11 @@ class FullTuner:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return every parameter of the backbone."""
-        return trained_parameters(self._attached.backbone)
+        return trained_parameters(attached(self._before).backbone)
 
     def save(self, folder: Path) -> None:
         """Write all weights (``model.safetensors``) and the control tokens' rows."""
-        backbone = self._attached.backbone
+        backbone = attached(self._before).backbone
         save_control(backbone, folder, self.method)
         weights = {name: weight.detach().cpu().contiguous() for name, weight in backbone.model.named_parameters()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -59,7 +59,7 @@ class FullTuner:
         Raises:
             TunerError: they are of another shape or base model, or damaged.
         """
-        backbone = self._attached.backbone
+        backbone = attached(self._before).backbone
         control, (weights, _) = read_control(backbone, folder, self.method), read_tensors(folder / WEIGHTS_FILE)
         own = dict(backbone.model.named_parameters())
         if {name: weight.shape for name, weight in weights.items()} != {name: own[name].shape for name in own}:
@@ -69,16 +69,10 @@ class FullTuner:
 
     def detach(self) -> Backbone:
         """Give the backbone back with its pretrained weights."""
-        before, self._before = self._attached, None
+        before, self._before = attached(self._before), None
         _write(dict(before.backbone.model.named_parameters()), self._weights)
         self._weights = {}
         return before.restore()
-
-    @property
-    def _attached(self) -> Snapshot:
-        if self._before is None:
-            raise TunerError("got a tuner that is not attached; call attach(backbone) first")
-        return self._before
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from m6rec.backbones.base import Backbone
-from m6rec.errors import TunerError
-from m6rec.tuners.state import Snapshot, read_control, save_control
+from m6rec.tuners.state import Snapshot, attached, read_control, save_control
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class NoTuner:
 
     def save(self, folder: Path) -> None:
         """Write the control tokens' rows and the name of the base model."""
-        save_control(self._attached.backbone, folder, self.method)
+        save_control(attached(self._before).backbone, folder, self.method)
 
     def load(self, folder: Path) -> None:
         """Read the control tokens' rows.
@@ -52,17 +51,11 @@ class NoTuner:
         Raises:
             TunerError: they are another base model's, or damaged.
         """
-        backbone = self._attached.backbone
+        backbone = attached(self._before).backbone
         with torch.no_grad():
             backbone.control.copy_(read_control(backbone, folder, self.method))
 
     def detach(self) -> Backbone:
         """Give the backbone back as it was."""
-        before, self._before = self._attached, None
+        before, self._before = attached(self._before), None
         return before.restore()
-
-    @property
-    def _attached(self) -> Snapshot:
-        if self._before is None:
-            raise TunerError("got a tuner that is not attached; call attach(backbone) first")
-        return self._before

@@ -1,185 +1,19 @@
-"""The methods of PEFT, on a backbone that still walks, saved in PEFT's own format.
+"""The methods of PEFT, on a backbone that still walks.
 
 This module knows no family: what PEFT must be told about one comes from its anatomy.
 """
 
-import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from m6rec.backbones.anatomy import Anatomy, anatomy_of
+from m6rec.backbones.anatomy import Anatomy
 from m6rec.backbones.base import Backbone
 from m6rec.errors import TunerError
-from m6rec.tuners.state import Snapshot, read_control, read_tensors, save_control, seeded, trained_parameters
-
-_TASKS = {"encoder": "FEATURE_EXTRACTION", "causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
-# Fields of adapter_config.json that may differ between what is saved and what is attached: they change no output.
-_FREE_FIELDS = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "lora_dropout"}
-
-
-class PeftMethodConfig(Protocol):
-    """A frozen config dataclass that knows what PEFT calls its settings."""
-
-    seed: int
-
-    def peft(self, anatomy: Anatomy) -> Any:
-        """Return PEFT's own config for a family."""
-        ...
-
-
-class PeftTuner:
-    """One method of PEFT: base of the tuners below, which differ in their config and in what they wrap.
-
-    Args:
-        config: the method's settings.
-
-    Attributes:
-        tuned: the tuned backbone, while attached.
-    """
-
-    tuned: Backbone
-    Config: ClassVar[type[Any]]
-    method: ClassVar[str]
-
-    def __init__(self, config: Any = None) -> None:
-        self.config = self.Config() if config is None else config
-        self._before: Snapshot | None = None
-        self._peft: Any = None
-
-    def attach(self, backbone: Backbone) -> Backbone:
-        """Put the adapter in; return the tuned backbone.
-
-        Raises:
-            TunerError: the method cannot work on this family, or another tuner holds the backbone.
-        """
-        import peft
-
-        anatomy = anatomy_of(backbone.model.config)
-        settings = self._settings(anatomy)
-        self._before = Snapshot.take(backbone)
-        try:
-            with seeded(self.config.seed), _quiet():
-                self._peft = peft.get_peft_model(backbone.model, settings)
-        except ValueError as error:
-            self._before.restore()
-            raise TunerError(f"PEFT cannot put {self.method} on {backbone.name}: {error}") from error
-        backbone.control.requires_grad_(True)
-        self.tuned = self._wrap(backbone)
-        return self.tuned
-
-    def _settings(self, anatomy: Anatomy) -> Any:
-        settings = self.config.peft(anatomy)
-        settings.task_type = _TASKS[anatomy.family]
-        return settings
-
-    def _wrap(self, backbone: Backbone) -> Backbone:
-        return backbone  # PEFT has changed the model's own modules in place: the walk meets them there
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the adapter's parameters and the control tokens' rows."""
-        self._attached()
-        return trained_parameters(self.tuned)
-
-    def save(self, folder: Path) -> None:
-        """Write PEFT's own files, and ``control_tokens.safetensors`` beside them."""
-        before = self._attached()
-        # Never ask the Hub whether the vocabulary has grown: ours never does.
-        self._peft.save_pretrained(str(folder), save_embedding_layers=False)
-        save_control(before.backbone, folder, self.method)
-
-    def load(self, folder: Path) -> None:
-        """Read an adapter into the attached one; nothing changes unless all of it fits.
-
-        Raises:
-            TunerError: it is of another method, base model or setting, or damaged.
-        """
-        from peft.utils import set_peft_model_state_dict
-
-        backbone = self._attached().backbone
-        control = read_control(backbone, folder, self.method)
-        _check_settings(folder, self._peft.peft_config["default"].to_dict())
-        tensors, _ = read_tensors(folder / "adapter_model.safetensors")
-        _check_shapes(folder, tensors, self._state())
-        self._before_load()
-        set_peft_model_state_dict(self._peft, tensors)
-        with torch.no_grad():
-            backbone.control.copy_(control)
-
-    def _before_load(self) -> None:
-        return
-
-    def _state(self) -> dict[str, Tensor]:
-        from peft.utils import get_peft_model_state_dict
-
-        return get_peft_model_state_dict(self._peft, save_embedding_layers=False)
-
-    def detach(self) -> Backbone:
-        """Take the adapter out and give the backbone back as it was."""
-        before = self._attached()
-        self._unwrap()
-        self._before = self._peft = None
-        del self.tuned
-        return before.restore()
-
-    def _unwrap(self) -> None:
-        self._peft.unload()
-
-    def _attached(self) -> Snapshot:
-        if self._before is None:
-            raise TunerError("got a tuner that is not attached; call attach(backbone) first")
-        return self._before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what PEFT 0.21 says about transformers' names: the user can do nothing about it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        yield
-
-
-def _check_settings(folder: Path, own: Mapping[str, Any]) -> None:
-    path = folder / "adapter_config.json"
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise TunerError(f"{path} is missing or damaged ({error}); copy it again from where it was saved") from error
-    differing = [
-        f"{name}: got {saved[name]!r}, expected {_plain(own[name])!r}"
-        for name in sorted(own.keys() & saved.keys() - _FREE_FIELDS)
-        if _plain(saved[name]) != _plain(own[name])
-    ]
-    if differing:
-        raise TunerError(
-            f"{folder} holds an adapter with other settings; attach a tuner with these: {'; '.join(differing)}"
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Return a setting as JSON gives it back, with sets (and what was one) in order."""
-    if isinstance(value, set | list | tuple):
-        return sorted(map(str, value))
-    return getattr(value, "value", value)
-
-
-def _check_shapes(folder: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    odd = [name for name in sorted(found.keys() | own.keys()) if _shape(found, name) != _shape(own, name)]
-    if odd:
-        raise TunerError(
-            f"got {odd[0]} of shape {_shape(found, odd[0])} in {folder}, expected {_shape(own, odd[0])}; "
-            "load the backbone and the settings that the adapter was trained with"
-        )
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(tensors[name].shape) if name in tensors else None
+from m6rec.tuners.adapter import PeftTuner
+from m6rec.tuners.virtual import PrefixedBackbone, PromptedBackbone
 
 
 @dataclass(frozen=True)
@@ -223,3 +57,157 @@ class LoraTuner(PeftTuner):
 
     Config = LoraConfig
     method = "lora"
+
+
+@dataclass(frozen=True)
+class IA3Config:
+    """Settings of IA3."""
+
+    targets: tuple[str, ...] = ()
+    """Names of the matrices to rescale at their output; none = keys, values and the feed-forward's last, as in PEFT."""
+    feedforward_targets: tuple[str, ...] = ()
+    """Those of ``targets`` to rescale at their input instead; read only where ``targets`` is set."""
+
+    def peft(self, anatomy: Anatomy) -> Any:
+        """Return PEFT's own config."""
+        import peft
+
+        return peft.IA3Config(
+            target_modules=_targets(self.targets),
+            feedforward_modules=list(self.feedforward_targets) if self.targets else None,
+            fan_in_fan_out=anatomy.conv1d,
+        )
+
+
+class IA3Tuner(PeftTuner):
+    """One trained scale for each key, value and feed-forward channel; starts as the frozen model.
+
+    Source: Liu et al., T-Few (arXiv 2205.05638), section 3.3.
+    """
+
+    Config = IA3Config
+    method = "ia3"
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Settings of prompt tuning."""
+
+    num_virtual_tokens: int = 16
+    """How many trained rows stand before the text (changes results; costs as many tokens of every text)."""
+    seed: int = 0
+    """Seed of the words whose rows are the start."""
+
+    def peft(self, anatomy: Anatomy) -> Any:
+        """Return PEFT's own config: rows of random words, before the source alone."""
+        import peft
+
+        return peft.PromptTuningConfig(
+            num_virtual_tokens=self.num_virtual_tokens,
+            prompt_tuning_init="SAMPLE_VOCAB",
+            num_transformer_submodules=1,
+        )
+
+
+class PromptTuner(PeftTuner):
+    """Trained rows before the text, seen by all of it; the model itself stays frozen.
+
+    Source: Lester et al. (arXiv 2104.08691), section 2; initialised from the vocabulary, as their section 3.2 advises.
+    Differs: on T5 the rows stand before the source only, for PEFT's second set before the target is one per decoder
+    sequence, and a tree has many.
+    """
+
+    Config = PromptConfig
+    method = "prompt"
+
+    def _wrap(self, backbone: Backbone) -> Backbone:
+        return PromptedBackbone(backbone, self._peft.prompt_encoder["default"], self.config.num_virtual_tokens)
+
+
+@dataclass(frozen=True)
+class PTuningConfig:
+    """Settings of P-tuning."""
+
+    num_virtual_tokens: int = 16
+    """How many trained rows stand before the text (changes results; costs as many tokens of every text)."""
+    encoder_width: int = 128
+    """Width of the network that makes the rows (changes results; nothing after training)."""
+    seed: int = 0
+    """Seed of the random start."""
+
+    def peft(self, anatomy: Anatomy) -> Any:
+        """Return PEFT's own config: a three-layer network, before the source alone."""
+        import peft
+
+        return peft.PromptEncoderConfig(
+            num_virtual_tokens=self.num_virtual_tokens,
+            encoder_reparameterization_type="MLP",
+            encoder_hidden_size=self.encoder_width,
+            num_transformer_submodules=1,
+        )
+
+
+class PTuningTuner(PeftTuner):
+    """Prompt tuning whose rows come out of a small trained network.
+
+    PEFT saves the rows and not the network, so after ``load`` the rows themselves are what is trained further.
+
+    Source: Liu et al., P-tuning (arXiv 2103.10385), section 3.
+    Differs: an MLP without the LSTM, PEFT's default.
+    """
+
+    Config = PTuningConfig
+    method = "p-tuning"
+
+    def _wrap(self, backbone: Backbone) -> Backbone:
+        return PromptedBackbone(backbone, self._peft.prompt_encoder["default"], self.config.num_virtual_tokens)
+
+    def _before_load(self) -> None:
+        self._peft.prompt_encoder["default"].mlp_head = nn.Identity()
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """Settings of prefix tuning."""
+
+    num_virtual_tokens: int = 16
+    """How many trained keys and values stand before every layer's own (changes results)."""
+    spread: float = 0.02
+    """Standard deviation of the start (changes results)."""
+    seed: int = 0
+    """Seed of the random start."""
+
+    def peft(self, anatomy: Anatomy) -> Any:
+        """Return PEFT's own config.
+
+        Raises:
+            TunerError: the family is T5.
+        """
+        import peft
+
+        if anatomy.family == "seq2seq":
+            raise TunerError(
+                "got prefix tuning for an encoder-decoder, expected an encoder or a decoder: PEFT's prefix reaches "
+                "only the decoder, and a user text runs the encoder alone; use prompt, p-tuning, lora or ia3"
+            )
+        return peft.PrefixTuningConfig(num_virtual_tokens=self.num_virtual_tokens)
+
+
+class PrefixTuner(PeftTuner):
+    """Trained keys and values before every layer's own; the model itself stays frozen.
+
+    Source: Li and Liang (arXiv 2101.00190), section 4.
+    Differs: without the reparametrisation network, as is PEFT's default; and it starts near zero, where PEFT starts
+    with a standard deviation of 1: on all-MiniLM-L6-v2 that keeps the sentence vectors at cosine .86 to the frozen
+    model's instead of .60. Not at zero, for equal prefixes would stay equal.
+    """
+
+    Config = PrefixConfig
+    method = "prefix"
+
+    def _wrap(self, backbone: Backbone) -> Backbone:
+        settings = self._peft.peft_config["default"]
+        encoder = self._peft.prompt_encoder["default"]
+        with torch.no_grad():
+            encoder.embedding.weight.mul_(self.config.spread)
+        return PrefixedBackbone(backbone, encoder, settings.num_virtual_tokens, settings.num_attention_heads)

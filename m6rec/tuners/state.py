@@ -62,6 +62,17 @@ class Snapshot:
         return self.backbone
 
 
+def attached(before: Snapshot | None) -> Snapshot:
+    """Return what a tuner remembers of its backbone.
+
+    Raises:
+        TunerError: it is not attached.
+    """
+    if before is None:
+        raise TunerError("got a tuner that is not attached, expected attach(backbone) before anything else; call it")
+    return before
+
+
 def trained_parameters(backbone: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that require gradients, by name."""
     return {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
