@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m6rec.baselines.base import Recommender
+from m6rec.data.candidates import Candidates
 from m6rec.data.histories import Histories, Queries
-from m6rec.errors import DataError
+from m6rec.errors import ConfigError, DataError
 from m6rec.evaluation.ordering import EXCLUDED, Keys, order_keys, top
 from m6rec.evaluation.result import Evaluation
 from m6rec.metrics.ranking import NOT_FOUND, query_of
@@ -37,7 +38,7 @@ def evaluate(
     queries: Queries,
     cutoffs: Sequence[int] = (5, 10, 20),
     *,
-    candidates: NDArray[np.integer] | None = None,
+    candidates: Candidates | NDArray[np.integer] | None = None,
     include_targets: bool = True,
     mask_history: bool = True,
     train: Histories | None = None,
@@ -50,10 +51,11 @@ def evaluate(
         recommender: scores the catalogue; one that has ``score_candidates`` is asked only for the candidates.
         queries: what was held out and what may be known.
         cutoffs: list lengths of the metrics.
-        candidates: ``[num_queries, n]`` item ids to rank instead of the whole catalogue (``-1`` = none). The metrics'
-            names then say so: ``ndcg@10[sampled=100]``.
+        candidates: what to rank instead of the whole catalogue: an object of ``m6rec.data.candidates``, or
+            ``[num_queries, n]`` item ids (``-1`` = none). The metrics' names then say so: ``ndcg@10[sampled=100]``.
         include_targets: the targets join the candidates (sampled negatives). False: the candidates are ranked as given
-            and a target that is not among them is a miss (re-ranking of retrieved lists), named ``[given=100]``.
+            and a target that is not among them is a miss (re-ranking of retrieved lists); an array is then named
+            ``[given=100]``.
         mask_history: never recommend what the user's history holds; a target that it holds is a miss, and counted in
             the protocol as ``unreachable_targets``.
         train: training events, for slices and novelty; by default the training events in ``queries.history``.
@@ -64,21 +66,22 @@ def evaluate(
         Per-query ranks and lists.
 
     Raises:
+        ConfigError: no cutoff, or one below 1.
         DataError: no queries, NaN scores, or scores or candidates of the wrong shape.
     """
+    if not cutoffs or min(cutoffs) < 1:
+        raise ConfigError(f"got cutoffs {tuple(cutoffs)}, expected at least one, each from 1 up")
     if not len(queries):
         raise DataError(f"got no queries to evaluate {recommender.name!r} on, expected at least one held-out event")
     queries = _distinct_targets(queries)
-    chosen = None if candidates is None else _candidate_sets(queries, np.asarray(candidates), include_targets)
-    width = queries.history.num_items if chosen is None else chosen.shape[1]
-    size = batch_size or max(1, SCORES_AT_ONCE // max(1, width, queries.history.num_items if chosen is None else 1))
+    chosen, suffix = _chosen(queries, candidates, include_targets)
+    size = batch_size or max(1, SCORES_AT_ONCE // max(1, _scores_per_query(recommender, queries, chosen)))
     started, length = time.perf_counter(), max(cutoffs)
     parts = [
         _rank(recommender, queries.take(batch), None if chosen is None else chosen[batch], length, mask_history, seed)
         for batch in queries.batches(size)
     ]
     ranks, lists = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-    suffix = "" if candidates is None else f"[{'sampled' if include_targets else 'given'}={np.shape(candidates)[1]}]"
     history = queries.history
     return Evaluation(
         name=recommender.name,
@@ -94,6 +97,12 @@ def evaluate(
         protocol=_protocol(queries, ranks, suffix, mask_history, seed),
         seconds=time.perf_counter() - started,
     )
+
+
+def _scores_per_query(recommender: Recommender, queries: Queries, chosen: NDArray[np.int32] | None) -> int:
+    if chosen is None or not isinstance(recommender, CandidateScorer):
+        return queries.history.num_items
+    return chosen.shape[1]
 
 
 def _protocol(queries: Queries, ranks: NDArray[np.int64], suffix: str, mask_history: bool, seed: int) -> dict[str, Any]:
@@ -190,6 +199,19 @@ def _columns(queries: Queries, candidates: NDArray[np.int32]) -> NDArray[np.int6
     """Return ``[num_targets]`` the column of each target among its query's candidates, ``-1`` = not there."""
     found = candidates[query_of(queries.target_offsets)] == queries.targets[:, None]
     return np.where(found.any(1), found.argmax(1), -1)
+
+
+def _chosen(
+    queries: Queries, candidates: Candidates | NDArray[np.integer] | None, include_targets: bool
+) -> tuple[NDArray[np.int32] | None, str]:
+    """Return the candidates of each query (``None`` = the whole catalogue), and how the metrics' names say so."""
+    if candidates is None:
+        return None, ""
+    if isinstance(candidates, Candidates):
+        return _candidate_sets(queries, candidates.of(queries), include_targets), f"[{candidates.name}]"
+    array = np.asarray(candidates)
+    sets = _candidate_sets(queries, array, include_targets)
+    return sets, f"[{'sampled' if include_targets else 'given'}={array.shape[1]}]"
 
 
 def _candidate_sets(queries: Queries, candidates: NDArray[Any], include_targets: bool) -> NDArray[np.int32]:

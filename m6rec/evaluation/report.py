@@ -111,10 +111,7 @@ class Report:
         }
         if isinstance(row, Evaluation):
             values["metrics"] |= row.beyond()
-            values["slices"] = {
-                name: {"queries": len(part), **part.means(), **_slice_beyond(part)}
-                for name, part in slices(row).items()
-            }
+            values["slices"] = {name: {"queries": len(part), **part.means()} for name, part in slices(row).items()}
         return values
 
     def plot(self, path: Path | str, metric: str = "") -> None:
@@ -180,11 +177,6 @@ def _cell(interval: Interval, best: bool) -> Text:
     if math.isfinite(interval.low):
         text.append(f" ±{(interval.high - interval.low) / 2:.4f}", style="dim not bold")
     return text
-
-
-def _slice_beyond(part: Evaluation) -> dict[str, float]:
-    """Return only how rare the lists of a slice are: its coverage depends on its size."""
-    return {name: value for name, value in part.beyond().items() if name.startswith("novelty")}
 
 
 def _without_nan(value: Any) -> Any:
