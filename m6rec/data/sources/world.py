@@ -34,7 +34,7 @@ class WorldConfig:
     """Not used: the world is made, not read."""
     users: int = 3_000
     """Number of users, about 25 events each (400000 users make 10 M events). Changes results."""
-    items: int = 1_500
+    items: int = 2_000
     """Number of items, shop and video together; at least 300. Changes results."""
     dialogues: int = 600
     """Number of recommendation dialogues. Changes results."""
@@ -71,7 +71,7 @@ class World:
 
     def oracle(self) -> Oracle:
         """Return the true probabilities of this world."""
-        return Oracle(self._choice, self.config.users, self.config.seed)
+        return Oracle(self._choice, self.config.users, self._block)
 
     def events(self) -> Iterator[pa.Table]:
         """Yield searches and choices, user by user in time order; one row an item that a user chose.

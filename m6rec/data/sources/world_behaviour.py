@@ -3,7 +3,6 @@
 Knows no words.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +20,6 @@ CLICKED_SHARE = 0.6
 """Share of the strips that the choice was made from; the others were passed over."""
 STRIP_LENGTH = 5
 
-Watcher = Callable[[Population, State, NDArray[np.int64], int], None]
-"""Called before every step with the people, their state, the users still active ``[M]`` and the step's number."""
-
 
 @dataclass(frozen=True)
 class Log:
@@ -38,6 +34,7 @@ class Log:
         own: ``[E]`` True where the item belongs to an interest of the user.
         style_fit, audience_fit: ``[E]`` the user's log odds for the item's style and audience.
         rating: ``[E]`` 1 to 5: what the user would say of it.
+        family, due: ``[E]`` the supply in use after the choice (or -1), and when it runs out.
         shown_user, shown_step, shown_item, shown_label: ``[P]`` the strips, item by item; label 1 where clicked.
     """
 
@@ -50,6 +47,8 @@ class Log:
     style_fit: NDArray[np.float32]
     audience_fit: NDArray[np.float32]
     rating: NDArray[np.int64]
+    family: NDArray[np.int64]
+    due: NDArray[np.int64]
     shown_user: NDArray[np.int64]
     shown_step: NDArray[np.int64]
     shown_item: NDArray[np.int64]
@@ -68,26 +67,45 @@ class Log:
         return self.people.times[where] - ~clicked[where]
 
 
-def simulate(choice: Choice, people: Population, seed: int, watch: Watcher | None = None) -> Log:
-    """Let every user of a block live; the same for the same seed, whoever watches."""
+def simulate(choice: Choice, people: Population, seed: int) -> Log:
+    """Let every user of a block live; the same for the same seed."""
     rng = np.random.default_rng([seed, 3, people.first])
     state = State.fresh(len(people), choice.num_items)
     rows_of_log: list[tuple[NDArray[np.generic], ...]] = []
     strips: list[tuple[NDArray[np.int64], ...]] = []
     for step in range(int(people.lengths.max())):
         rows = np.flatnonzero(people.lengths > step)
-        if watch is not None:
-            watch(people, state, rows, step)
         items = _choose(choice, people, state, rows, step, rng)
         strips.append(_show(choice, people, state, rows, step, items, rng))
         facts = _react(choice, people, rows, items, rng)
         _remember(choice, people, state, rows, step, items, facts[0], rng)
-        rows_of_log.append((rows, np.full(len(rows), step), items, *facts))
+        in_use = state.family[rows], state.due[rows]
+        rows_of_log.append((rows, np.full(len(rows), step), items, *facts, *in_use))
     columns = [np.concatenate(parts) for parts in zip(*rows_of_log, strict=True)]
     order = np.lexsort((columns[1], columns[0]))
     shown = [np.concatenate(parts) for parts in zip(*strips, strict=True)]
     by_user = np.lexsort((shown[1], shown[0]))
     return Log(people, *(column[order] for column in columns), *(column[by_user] for column in shown))
+
+
+def recall(choice: Choice, log: Log, rows: NDArray[np.int64], steps: NDArray[np.int64]) -> State:
+    """Return the state of users ``rows`` (``[M]``, in the block) before their choices number ``steps`` (``[M]``).
+
+    Row ``m`` of the state answers question ``m``: a user may be asked for twice.
+    """
+    state = State.fresh(len(rows), choice.num_items)
+    starts = np.concatenate([[0], np.cumsum(log.people.lengths)])[rows]
+    before = np.repeat(starts - np.cumsum(steps) + steps, steps) + np.arange(steps.sum())
+    state.seen[np.repeat(np.arange(len(rows)), steps), log.item[before]] = True
+    for lag in range(state.last.shape[1]):
+        known = np.flatnonzero(steps > lag)
+        event = starts[known] + steps[known] - 1 - lag
+        state.last[known, lag] = log.item[event]
+        state.grip[known, lag] = _grip(choice, log.item[event], log.verb[event])
+    known = np.flatnonzero(steps > 0)
+    latest = starts[known] + steps[known] - 1
+    state.family[known], state.due[known] = log.family[latest], log.due[latest]
+    return state
 
 
 def _choose(
@@ -166,11 +184,14 @@ def _remember(
     rng: np.random.Generator,
 ) -> None:
     """Write the choices into the state: what is owned or seen pulls harder than what was only looked at."""
-    done = (verb == PURCHASE) | (verb == WATCH)
     state.seen[rows, items] = True
     state.last[rows] = np.column_stack([items, state.last[rows, :2]])
-    state.grip[rows] = np.column_stack([choice.pull[items] * np.where(done, 1.0, 0.5), state.grip[rows, :2]])
+    state.grip[rows] = np.column_stack([_grip(choice, items, verb), state.grip[rows, :2]])
     family = choice.families[items]
-    used = done & (family >= 0)
+    used = np.isin(verb, (PURCHASE, WATCH)) & (family >= 0)
     state.family[rows[used]] = family[used]
     state.due[rows[used]] = people.times[rows[used], step] + rng.integers(20, 45, used.sum()) * DAY
+
+
+def _grip(choice: Choice, items: NDArray[np.int64], verb: NDArray[np.generic]) -> NDArray[np.float64]:
+    return choice.pull[items] * np.where(np.isin(verb, (PURCHASE, WATCH)), 1.0, 0.5)

@@ -15,7 +15,7 @@ from m6rec.data.sources.world_frame import DAY, END, EXTRA, SERIES, SHOP, SINGLE
 from m6rec.data.sources.world_titles import describe
 from m6rec.data.sources.world_words import Words, words
 
-_LATE_SHARE = 0.35
+_LATE_SHARE = 0.45
 _NEAR_SHARE = 0.3
 
 
@@ -127,5 +127,5 @@ def _releases(season: NDArray[np.int64], remaining: NDArray[np.int64], rng: np.r
     late = rng.random(count) < np.where((season > 0) & (remaining == 1), 0.8, _LATE_SHARE)
     # Seasons before the last are old, so that a later one never comes first.
     late &= remaining == 1
-    when = START + ((END - START) * rng.random(count) ** 0.7).astype(np.int64)
+    when = START + ((END - START) * rng.random(count) ** 0.5).astype(np.int64)
     return np.where(late, when // DAY * DAY, 0)

@@ -17,15 +17,15 @@ from m6rec.data.sources.world_frame import DAY, EXTRA, SERIES, SHOP, SINGLE, SUP
 from m6rec.data.sources.world_population import NUM_INTERESTS, SEARCH_SHARE, Population
 from m6rec.data.sources.world_words import words
 
-EXPLORE_SHARE = 0.07
+EXPLORE_SHARE = 0.06
 REFILL_SHARE = 0.6
 LAG_SHARES = (1.0, 0.5, 0.25)
 """How much of an item's pull is left one, two and three choices later."""
-_PULL = {"sequel": 0.75, "tool": 0.55, "film": 0.15}
+_PULL = {"sequel": 0.45, "tool": 0.3, "film": 0.12}
 _FOLLOWERS = 6
 _SEARCH_BONUS = 2.5
-_SEQUEL_BONUS, _SEQUEL_BARRIER = 2.5, -3.0
-_NOVELTY, _NOVELTY_DAYS = 1.6, 60.0
+_SEQUEL_BONUS, _SEQUEL_BARRIER = 1.5, -3.0
+_NOVELTY, _NOVELTY_DAYS = 2.2, 75.0
 _NEAR_PENALTY = -0.7
 
 
@@ -221,7 +221,7 @@ class Choice:
         self, people: Population, state: State, rows: NDArray[np.int64], times: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Return ``[M, N]`` weights of the filler in a strip of suggestions: known things of the user's themes."""
-        liked = np.full((len(rows), len(words().themes)), 0.1, dtype=np.float32)
+        liked = np.full((len(rows), len(words().themes)), 0.03, dtype=np.float32)
         np.put_along_axis(liked, people.interests[rows], 1.0, axis=1)
         return liked[:, self.items.theme] * self._known * self._open_all(state, rows, times)
 

@@ -1,22 +1,40 @@
 """What only the sample world knows: the true probabilities behind its log, the ceiling of every model.
 
-The oracle replays the simulation and reads the state before a choice. It knows a user's tastes, interests and visit,
-and when the choice is made, but not the dice. Knows no dataset folder: users and items go by the world's own keys.
+The oracle knows a user's tastes, interests and visit, and when a choice is made, but not the dice. Knows no dataset
+folder: users and items go by the world's own keys.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m6rec.data.sources.world_behaviour import CLICKED_SHARE, STRIP_LENGTH, simulate
+from m6rec.data.sources.world_behaviour import CLICKED_SHARE, STRIP_LENGTH, Log, recall
 from m6rec.data.sources.world_choice import Choice, State
 from m6rec.data.sources.world_frame import shares
-from m6rec.data.sources.world_population import BLOCK, Population, build_population
+from m6rec.data.sources.world_population import BLOCK, Population
 from m6rec.errors import DataError
 
-Read = Callable[[Population, State, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], None]
-"""Reads a state: people, state, users ``[M]``, steps ``[M]``, and which questions they answer ``[M]``."""
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """A stretch of questions: row ``m`` of people and state is question ``asked[m]``, before choice ``steps[m]``."""
+
+    asked: NDArray[np.int64]
+    people: Population
+    state: State
+    steps: NDArray[np.int64]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.arange(len(self.asked))
+
+    @property
+    def times(self) -> NDArray[np.int64]:
+        return self.people.times[self.rows, self.steps]
 
 
 class Oracle:
@@ -25,11 +43,12 @@ class Oracle:
     Args:
         choice: the world's choice model.
         num_users: number of users.
-        seed: the world's seed.
+        log: gives the log of the block that begins with a user's number. In a world of many blocks, ask for users in
+            the order of their keys.
     """
 
-    def __init__(self, choice: Choice, num_users: int, seed: int) -> None:
-        self._choice, self._num_users, self._seed = choice, num_users, seed
+    def __init__(self, choice: Choice, num_users: int, log: Callable[[int], Log]) -> None:
+        self._choice, self._num_users, self._log = choice, num_users, log
         self.item_keys: list[str] = choice.items.keys.tolist()
         self._item_rows = {key: row for row, key in enumerate(self.item_keys)}
 
@@ -46,19 +65,11 @@ class Oracle:
         """
         after = np.asarray(after)
         answers = np.zeros((len(users), len(self.item_keys)), dtype=np.float32)
-
-        def read(
-            people: Population,
-            state: State,
-            rows: NDArray[np.int64],
-            steps: NDArray[np.int64],
-            asked: NDArray[np.int64],
-        ) -> None:
-            searched = people.searched[rows, steps] >= 0
-            known = searched & (people.search_times[rows, steps] <= after[asked])
-            answers[asked] = self._choice.distribution(people, state, rows, steps, known, np.zeros(len(rows), bool))
-
-        self._replay(users, after, read)
+        for moment in self._moments(users, after):
+            rows, steps = moment.rows, moment.steps
+            searched = moment.people.searched[rows, steps] >= 0
+            known = searched & (moment.people.search_times[rows, steps] <= after[moment.asked])
+            answers[moment.asked] = self._distribution(moment, known, np.zeros(len(rows), dtype=bool))
         return answers
 
     def click_probabilities(
@@ -83,55 +94,41 @@ class Oracle:
         shown = np.array([self._item_rows[key] for key in items], dtype=np.int64)
         answers = np.zeros(len(users))
         prior = CLICKED_SHARE / STRIP_LENGTH
-
-        def read(
-            people: Population,
-            state: State,
-            rows: NDArray[np.int64],
-            steps: NDArray[np.int64],
-            asked: NDArray[np.int64],
-        ) -> None:
-            once, back = np.unique(rows, return_inverse=True)
-            step = np.full(len(once), steps[0])
-            searched = people.searched[once, step] >= 0
-            choice = self._choice.distribution(people, state, once, step, searched, ~searched)
-            filler = shares(self._choice.filler(people, state, once, people.times[once, step]))
-            chosen, filled = choice[back, shown[asked]], filler[back, shown[asked]]
-            total = prior * chosen + (1 - prior) * filled
-            answers[asked] = np.divide(prior * chosen, total, out=np.zeros(len(asked)), where=total > 0)
-
         # A strip is shown no later than its choice, so the first choice at or after it is the one.
-        self._replay(users, np.asarray(times) - 1, read)
+        for moment in self._moments(users, np.asarray(times) - 1):
+            searched = moment.people.searched[moment.rows, moment.steps] >= 0
+            choice = self._distribution(moment, searched, ~searched)
+            filler = shares(self._choice.filler(moment.people, moment.state, moment.rows, moment.times))
+            chosen, filled = (table[moment.rows, shown[moment.asked]] for table in (choice, filler))
+            total = prior * chosen + (1 - prior) * filled
+            answers[moment.asked] = np.divide(prior * chosen, total, out=np.zeros(len(total)), where=total > 0)
         return answers
 
-    def _replay(self, users: Sequence[str], after: NDArray[np.int64], read: Read) -> None:
-        """Simulate the blocks that ``users`` live in and hand over the state before each asked choice."""
+    def _distribution(
+        self, moment: _Moment, search_known: NDArray[np.bool_], no_search: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        return self._choice.distribution(
+            moment.people, moment.state, moment.rows, moment.steps, search_known, no_search
+        )
+
+    def _moments(self, users: Sequence[str], after: NDArray[np.int64]) -> Iterator[_Moment]:
+        """Yield the states before each user's first choice later than ``after``, some questions at a time."""
         numbers = np.array([self._number(key) for key in users], dtype=np.int64)
-        for first in np.unique(numbers // BLOCK) * BLOCK:
-            asked = np.flatnonzero(numbers // BLOCK * BLOCK == first)
-            people = build_population(int(first), min(BLOCK, self._num_users - int(first)), self._seed)
-            rows = numbers[asked] - first
-            steps = (people.times[rows] <= after[asked, None]).sum(axis=1)
-            beyond = np.flatnonzero(steps >= people.lengths[rows])
-            if len(beyond):
-                user, when = users[asked[beyond[0]]], int(after[asked[beyond[0]]])
-                raise DataError(f"user {user!r} has no event after {when}; ask for an event that was held out")
-            simulate(self._choice, people, self._seed, _Watch(rows, steps, asked, read))
+        blocks = numbers // BLOCK * BLOCK
+        for first in np.unique(blocks):
+            of_block, log = np.flatnonzero(blocks == first), self._log(int(first))
+            for start in range(0, len(of_block), _ROWS_AT_ONCE):
+                asked = of_block[start : start + _ROWS_AT_ONCE]
+                rows = numbers[asked] - first
+                steps = (log.people.times[rows] <= after[asked, None]).sum(axis=1)
+                beyond = np.flatnonzero(steps >= log.people.lengths[rows])
+                if len(beyond):
+                    user, when = users[asked[beyond[0]]], int(after[asked[beyond[0]]])
+                    raise DataError(f"user {user!r} has no event after {when}; ask for an event that was held out")
+                yield _Moment(asked, log.people.take(rows), recall(self._choice, log, rows, steps), steps)
 
     def _number(self, key: str) -> int:
         number = int(key[1:]) if key[:1] == "u" and key[1:].isdigit() else -1
         if not 0 <= number < self._num_users:
             raise DataError(f"got user {key!r}, expected one of this world's {self._num_users}, e.g. 'u0000000'")
         return number
-
-
-class _Watch:
-    """Waits for the asked steps of one block."""
-
-    def __init__(self, rows: NDArray[np.int64], steps: NDArray[np.int64], asked: NDArray[np.int64], read: Read) -> None:
-        self._rows, self._steps, self._asked, self._read = rows, steps, asked, read
-
-    def __call__(self, people: Population, state: State, rows: NDArray[np.int64], step: int) -> None:
-        due = np.flatnonzero(self._steps == step)
-        if len(due):
-            self._read(people, state, self._rows[due], self._steps[due], self._asked[due])

@@ -3,7 +3,7 @@
 Everything here is settled before a single item is chosen. Knows themes and styles, but no items.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,13 @@ from m6rec.data.sources.world_words import words
 
 BLOCK = 1024
 """Users are drawn and simulated this many at a time, each block from a seed of its own."""
-MEAN_EVENTS = 25
-MAX_EVENTS = 120
+MEAN_EVENTS = 24
+MAX_EVENTS = 100
 NUM_INTERESTS = 4
 SEARCH_SHARE = 0.35
 """Share of visits that begin with a search."""
 _AGES = ("18-24", "25-34", "35-44", "45-54", "55-64", "65+")
-_VISIT_SHARE = 0.3
+_VISIT_SHARE = 0.36
 _YEAR = 365.25 * DAY
 
 
@@ -65,6 +65,11 @@ class Population:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def take(self, rows: NDArray[np.int64]) -> "Population":
+        """Return the users ``rows``, in that order and as often as they are named."""
+        arrays = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name != "first"}
+        return Population(first=self.first, **arrays)
+
     def interest_odds(self, rows: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return ``[M, K]`` the probability that a visit of ``rows`` at ``times`` is about each interest."""
         return interest_odds(
@@ -101,7 +106,7 @@ def build_population(first: int, count: int, seed: int) -> Population:
     interests = _interests(place, rng)
     start_weights = rng.normal(0.0, 0.8, interests.shape) + np.array([1.0, 0.5, 0.0, -1.2])
     end_weights = start_weights + np.array([-1.5, 0.0, 0.3, 2.4]) * rng.random((count, 1)) * 1.5
-    style = _taste(rng, (count, NUM_INTERESTS, len(words().styles)), best=2.0, second=1.1, worst=-1.6)
+    style = _styles(rng, count)
     video_share = rng.beta(2.0, 2.5, size=count)
     lengths = np.clip(rng.lognormal(np.log(MEAN_EVENTS) - 0.32, 0.8, count), 3, MAX_EVENTS).astype(np.int64)
     times, opens = _visits(lengths, rng)
@@ -120,7 +125,7 @@ def build_population(first: int, count: int, seed: int) -> Population:
         start_weights=start_weights,
         end_weights=end_weights,
         style=style,
-        audience=_taste(rng, (count, len(words().audiences)), best=1.6, second=0.7, worst=-1.2),
+        audience=_taste(rng, (count, len(words().audiences)), best=1.8, second=0.8, worst=-1.5),
         tier=rng.uniform(-1.2, 1.2, count).astype(np.float32),
         video_share=video_share,
         times=times,
@@ -140,6 +145,13 @@ def _interests(place: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
     return np.argsort(-(noise + 0.8 * at_home[place]), axis=1)[:, :NUM_INTERESTS]
 
 
+def _styles(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
+    """Draw tastes in style: half of the user (so that one interest tells of another), half of each interest."""
+    num_styles = len(words().styles)
+    user = _taste(rng, (count, 1, num_styles), best=2.0, second=1.0, worst=-1.6)
+    return user + _taste(rng, (count, NUM_INTERESTS, num_styles), best=1.6, second=0.8, worst=-1.2)
+
+
 def _taste(
     rng: np.random.Generator, shape: tuple[int, ...], best: float, second: float, worst: float
 ) -> NDArray[np.float32]:
@@ -156,7 +168,7 @@ def _visits(lengths: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArr
     """Return event times and where visits begin; a third of the users come late, and some leave early."""
     count, longest = len(lengths), int(lengths.max())
     joined = np.where(rng.random(count) < 0.65, 0.35, 0.95) * rng.random(count)
-    left = joined + (1 - joined) * rng.uniform(0.25, 1.0, count)
+    left = joined + (1 - joined) * rng.uniform(0.4, 1.0, count)
     opens = rng.random((count, longest)) < _VISIT_SHARE
     opens[:, 0] = True
     inside = np.arange(longest) < lengths[:, None]
