@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from m6rec.assemble import Run, open_run
 from m6rec.errors import ConfigError, DataError, RunError
@@ -100,11 +101,12 @@ class Recommender:
         """Return the ``k`` nearest items of the catalogue, best first."""
         if k < 1:
             raise ConfigError(f"k: got {k}, expected 1 or more")
-        events = self._events(history)
+        catalogue = self._retrieval.catalogue
+        events = _events(history, catalogue)
         met = {event["place"] for event in events if event["place"] is not None} if exclude_history else set()
-        places, scores = self.catalog.search(self._user(events), k + len(met))
+        places, scores = self.catalog.search(self._user(events), _places(events), k + len(met))
         chosen = [(place, score) for place, score in zip(places, scores, strict=True) if place not in met]
-        return [self._recommendation(place, score) for place, score in chosen[:k]]
+        return [_named(catalogue.record(place), score) for place, score in chosen[:k]]
 
     def rank(self, history: History, candidates: Sequence[str | Event]) -> list[Recommendation]:
         """Return candidates (ids, titles, or mappings of an item's fields) by the ranker's probability of a yes.
@@ -115,45 +117,19 @@ class Recommender:
         """
         if self.ranker is None:
             raise RunError("ranking needs a ranking run: m6rec.load(RUN, ranker=RANKING_RUN)")
-        task, catalogue = self.ranker.task, self.ranker.task.catalogue
-        items = [_item(catalogue, candidate) for candidate in candidates]
-        events = [_with_record(catalogue, event) for event in self._events(history)]
-        scores = task.rank(
-            self.ranker.backbone,
-            UserText(events=events),
-            [record for _, record in items],
-            [place for place, _ in items],
-        )
+        task = self.ranker.task
+        assert isinstance(task, Ranking)
+        items = [_item(task.catalogue, candidate) for candidate in candidates]
+        events = [_with_record(task.catalogue, event) for event in _events(history, task.catalogue)]
+        scores = task.rank(self.ranker.backbone, UserText(events=events), items)
         order = np.argsort(-scores, kind="stable")
-        return [_named(*items[index], catalogue, float(scores[index])) for index in order]
-
-    def _recommendation(self, place: int, score: float) -> Recommendation:
-        catalogue = self._retrieval.catalogue
-        return _named(place, catalogue.records[place], catalogue, score)
-
-    def _events(self, history: History) -> list[dict[str, Any]]:
-        """Return events as mappings with the item's ``place`` in the catalogue (or ``None``)."""
-        catalogue = self.run.task.catalogue
-        parts: Sequence[Event | str] = history.split(";") if isinstance(history, str) else history
-        events = []
-        for number, part in enumerate(parts, start=1):
-            if isinstance(part, str):
-                if part.strip():
-                    events.append(_event({"item": part.strip()}, catalogue))
-            elif isinstance(part, Mapping) and (part.get("item") is not None or part.get("query") or part.get("title")):
-                events.append(_event(part, catalogue))
-            else:
-                raise DataError(
-                    f"event {number} of the history: got {part!r}, expected a title, an item id, or a mapping with "
-                    "`item`, `title` or `query`"
-                )
-        return events
+        return [_named(items[index][1], float(scores[index])) for index in order]
 
     def _user(self, events: list[dict[str, Any]]) -> torch.Tensor:
         task, backbone = self._retrieval, self.run.backbone
         events = events[-task.config.max_events :]
         texts = [_words(event, task) for event in events]
-        vectors = task.read_events([event["place"] for event in events], texts, backbone)
+        segments = task.read_events([event["place"] for event in events], texts, backbone)
         verbs = {name: number for number, name in enumerate(task.verb_names, start=1)}
         times = [event.get("time") for event in events]
         gaps = gap_buckets(np.array(times, dtype=np.int64)) if events and None not in times else None
@@ -164,7 +140,9 @@ class Recommender:
             gaps=np.zeros(len(events), dtype=np.int64) if gaps is None else gaps,
             events=np.arange(len(events)),
         )
-        return task.users(backbone, [window], vectors, lambda number: _with_record(task.catalogue, events[number]))[0]
+        return task.queries(backbone, [window], segments, lambda number: _with_record(task.catalogue, events[number]))[
+            0
+        ]
 
 
 class Catalog:
@@ -182,16 +160,28 @@ class Catalog:
     def __len__(self) -> int:
         return int(self._recommender.run.task.catalogue.offered.sum())
 
-    def search(self, user: torch.Tensor, k: int) -> tuple[list[int], list[float]]:
-        """Return positions and scores of the ``k`` nearest items on offer."""
+    def search(self, user: torch.Tensor, history: NDArray[np.int64], k: int) -> tuple[list[int], list[float]]:
+        """Return positions and scores of the ``k`` best items on offer.
+
+        The index finds the best inner products; items that followed the history in others' come on top. Counted links
+        only ever add to a score, so that the best of both lists together are the best of the catalogue.
+        """
+        task = self._recommender._retrieval
         if self._index is None:
-            task = self._recommender._retrieval
-            self._index = INDEXES.load(self._index_name)()
-            places = np.flatnonzero(task.catalogue.offered)
-            self._index.add(places, task.items().cpu().numpy()[places])
-        ids, scores = self._index.search(user[None].cpu().numpy(), min(k, len(self)))
-        found = ids[0] >= 0
-        return ids[0][found].tolist(), scores[0][found].tolist()
+            self._build(task)
+        found = self._index.search(user[None].cpu().numpy(), min(k, len(self)))
+        followed = float(task.blend[0]) * task.followers([history], self._kin)[0]
+        places = np.union1d(found.ids[0][found.ids[0] >= 0], np.flatnonzero((followed > 0) & task.catalogue.offered))
+        scores = self._vectors[places] @ user.cpu().numpy() + followed[places]
+        best = np.argsort(-scores, kind="stable")[:k]
+        return places[best].tolist(), scores[best].tolist()
+
+    def _build(self, task: Retrieval) -> None:
+        self._vectors = task.items().cpu().numpy()
+        self._kin = task.kin(torch.from_numpy(self._vectors[:, task.config.dim :]))
+        self._index = INDEXES.load(self._index_name)(dim=self._vectors.shape[1])
+        places = np.flatnonzero(task.catalogue.offered)
+        self._index.add(places, self._vectors[places])
 
     def add(self, items: Sequence[Mapping[str, Any]]) -> None:
         """Offer new items, known by their text alone; the next request can return them.
@@ -213,8 +203,10 @@ class Catalog:
         first = len(task.catalogue)
         task.catalogue.add([str(item["id"]) for item in items], records, texts, vectors)
         if self._index is not None:
+            self._vectors = task.items().cpu().numpy()
+            self._kin = task.kin(torch.from_numpy(self._vectors[:, task.config.dim :]))
             places = np.arange(first, len(task.catalogue))
-            self._index.add(places, task.items().cpu().numpy()[places])
+            self._index.add(places, self._vectors[places])
 
     def remove(self, ids: Sequence[str]) -> None:
         """Stop offering items.
@@ -225,6 +217,28 @@ class Catalog:
         places = self._recommender._retrieval.catalogue.remove([str(key) for key in ids])
         if self._index is not None:
             self._index.remove(np.array(places))
+
+
+def _events(history: History, catalogue: Catalogue) -> list[dict[str, Any]]:
+    """Return events as mappings with the item's ``place`` in the catalogue (or ``None``)."""
+    parts: Sequence[Event | str] = history.split(";") if isinstance(history, str) else history
+    events = []
+    for number, part in enumerate(parts, start=1):
+        if isinstance(part, str):
+            if part.strip():
+                events.append(_event({"item": part.strip()}, catalogue))
+        elif isinstance(part, Mapping) and (part.get("item") is not None or part.get("query") or part.get("title")):
+            events.append(_event(part, catalogue))
+        else:
+            raise DataError(
+                f"event {number} of the history: got {part!r}, expected a title, an item id, or a mapping with "
+                "`item`, `title` or `query`"
+            )
+    return events
+
+
+def _places(events: list[dict[str, Any]]) -> NDArray[np.int64]:
+    return np.array([-1 if event["place"] is None else event["place"] for event in events], dtype=np.int64)
 
 
 def _event(event: Event, catalogue: Catalogue) -> dict[str, Any]:
@@ -242,7 +256,7 @@ def _event(event: Event, catalogue: Catalogue) -> dict[str, Any]:
 
 def _with_record(catalogue: Catalogue, event: Event) -> dict[str, Any]:
     place = event["place"]
-    record = {**catalogue.records[place], "key": catalogue.keys[place]} if place is not None else event.get("item")
+    record = catalogue.record(place) if place is not None else event.get("item")
     kept = {name: value for name, value in event.items() if name not in ("place", "item")}
     return kept if record is None else {**kept, "item": record}
 
@@ -252,22 +266,17 @@ def _words(event: Event, task: Retrieval) -> str:
 
 
 def _item(catalogue: Catalogue, candidate: str | Event) -> tuple[int | None, Mapping[str, Any]]:
+    """Return a candidate's position (``None`` = a stranger) and record."""
     if isinstance(candidate, Mapping):
         key = candidate.get("id", candidate.get("key"))
         place = catalogue.find(str(key)) if key is not None else None
-        record = catalogue.records[place] if place is not None else candidate
-        if not task_text(record):
+        if place is None and not any(isinstance(value, str) for name, value in candidate.items() if name != "id"):
             raise DataError(f"got a candidate that is neither known nor described: {dict(candidate)!r}; give a title")
-        return place, record
+        return (place, catalogue.record(place)) if place is not None else (None, {"key": key, **candidate})
     place = catalogue.find(candidate)
-    return (place, catalogue.records[place]) if place is not None else (None, {"title": candidate})
+    return (place, catalogue.record(place)) if place is not None else (None, {"title": candidate, "key": candidate})
 
 
-def task_text(record: Mapping[str, Any]) -> str:
-    """Return a record's title, or anything that it says in words."""
-    return str(record.get("title") or " ".join(value for value in record.values() if isinstance(value, str)))
-
-
-def _named(place: int | None, record: Mapping[str, Any], catalogue: Catalogue, score: float) -> Recommendation:
-    key = catalogue.keys[place] if place is not None else str(record.get("id", record.get("title")))
+def _named(record: Mapping[str, Any], score: float) -> Recommendation:
+    key = str(record.get("key") or record.get("title"))
     return Recommendation(key, str(record.get("title") or key), float(score))

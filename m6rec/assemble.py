@@ -26,7 +26,8 @@ from m6rec.tasks import TASKS
 from m6rec.tasks.base import Material, Task
 from m6rec.text.render import Renderer
 from m6rec.training.config import TrainingConfig
-from m6rec.training.loop import Evaluate, TrainResult, train
+from m6rec.training.loop import TrainResult, train
+from m6rec.training.run import Evaluate
 from m6rec.tuners import TUNERS
 from m6rec.tuners.base import Tuner
 from m6rec.tuners.state import TrainedShare, trained_share

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.data.store import Dataset
+from m6rec.tasks.catalogue import Catalogue
 from m6rec.text.render import Renderer
 
 
@@ -54,10 +55,12 @@ class Task(nn.Module, ABC):
     Attributes:
         name: shelf name.
         Config: the frozen dataclass of its settings.
+        catalogue: the items that it knows.
     """
 
     name: str
     Config: ClassVar[type]
+    catalogue: Catalogue
 
     @classmethod
     @abstractmethod

@@ -64,7 +64,7 @@ class Catalogue:
     @classmethod
     def of(cls, dataset: Dataset, renderer: Renderer, train: Histories) -> "Catalogue":
         """Return the catalogue of ``dataset``; residual ids go to the items of ``train`` alone."""
-        records = list(dataset.item_records())
+        records: list[Record] = list(dataset.item_records())
         met = np.zeros(len(records), dtype=bool)
         met[np.unique(train.items[train.items >= 0])] = True
         return cls(
@@ -79,6 +79,10 @@ class Catalogue:
         """Return the position of an item by its key or, failing that, its title (case and spacing aside)."""
         place = self._places.get(known)
         return self._titles.get(_fold(known)) if place is None else place
+
+    def record(self, place: int) -> dict[str, Any]:
+        """Return an item's fields, its key among them."""
+        return {**self.records[place], "key": self.keys[place]}
 
     def add(self, keys: Sequence[str], records: Sequence[Record], texts: Sequence[str], vectors: Tensor) -> None:
         """Append items with their encoded texts.

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from m6rec.errors import RunError
 
@@ -43,7 +43,21 @@ def load_heads(module: nn.Module, folder: Path) -> None:
     Raises:
         RunError: the file is missing, damaged, or of other settings.
     """
+    tensors = read_tensors(folder / WEIGHTS)
     try:
-        module.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise RunError(f"{folder / WEIGHTS}: cannot read the task's weights ({error}); train again") from error
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"{folder / WEIGHTS} holds a task of other settings ({error}); train again") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot read the run's weights ({error}); train again") from error
+    return tensors

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
@@ -96,7 +98,7 @@ class FlatHistory(nn.Module):
         users: Sequence[UserText],
         seen: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]],
-        histories: Sequence[Sequence[int]],
+        histories: Sequence[NDArray[np.int64]],
     ) -> FlatBatch:
         """Tokenise ``users`` with one branch for each number of events seen."""
         layouts = [
@@ -112,7 +114,7 @@ class FlatHistory(nn.Module):
         place = 0
         for history, counts in zip(histories, seen, strict=True):
             for count in counts:
-                met[place, :count] = torch.as_tensor(history[:count])
+                met[place, :count] = torch.from_numpy(history[:count])
                 place += 1
         flat = [target for row in targets for target in row]
         return FlatBatch(tokens, rows, columns, torch.tensor(flat, dtype=torch.long), met)

@@ -80,6 +80,7 @@ class Ranking(Task):
 
     name = "ranking"
     Config = RankingConfig
+    item_statistics: Tensor
 
     def __init__(self, config: RankingConfig, catalogue: Catalogue, renderer: Renderer, backbone: Backbone) -> None:
         super().__init__()
@@ -226,38 +227,41 @@ class Ranking(Task):
         return result
 
     def rank(
-        self,
-        backbone: Backbone,
-        user: UserText,
-        records: Sequence[Mapping[str, Any]],
-        places: Sequence[int | None],
+        self, backbone: Backbone, user: UserText, items: Sequence[tuple[int | None, Mapping[str, Any]]]
     ) -> NDArray[np.float32]:
-        """Return probabilities of a yes for candidates given as records; nothing about the user has to be known.
+        """Return probabilities of a yes for candidates; nothing about the user has to be known.
 
         Args:
             user: profile and events.
-            records: the candidates' fields.
-            places: each candidate's position in the catalogue, ``None`` = a stranger.
+            items: each candidate's position in the catalogue (``None`` = a stranger) and fields.
         """
-        known = self.item_statistics.cpu().numpy()
-        config = StatisticsConfig(threshold=self.config.threshold, smoothing=self.config.smoothing)
-        bonds = ItemStatistics.cross_of(user.events, records, config)
-        counted = np.array(
-            [known[place] if place is not None and place < len(known) else (np.nan,) * 2 for place in places]
-        )
-        numbers = {"popularity": counted[:, 0], "positive_rate": counted[:, 1], **bonds}
+        numbers = self._numbers(user, items)
         candidates = [
             Candidate(item=record, statistics={name: float(numbers[name][row]) for name in STATISTICS})
-            for row, record in enumerate(records)
+            for row, (_, record) in enumerate(items)
         ]
         shown = UserText(user.profile, user.context, user.events[-self.config.max_events :], user.now)
-        given = features(numbers)
+        given, size = features(numbers), self.config.max_branches
         scores = [
-            self._probabilities(backbone, self.writer.tree(shown, candidates[start:stop]), given[start:stop])
-            for start in range(0, len(candidates), self.config.max_branches)
-            for stop in (start + self.config.max_branches,)
+            self._probabilities(
+                backbone, self.writer.tree(shown, candidates[start : start + size]), given[start : start + size]
+            )
+            for start in range(0, len(candidates), size)
         ]
         return np.concatenate(scores) if scores else np.zeros(0, dtype=np.float32)
+
+    def _numbers(
+        self, user: UserText, items: Sequence[tuple[int | None, Mapping[str, Any]]]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the statistics of candidates for a user known by records alone."""
+        known = self.item_statistics.cpu().numpy()
+        config = StatisticsConfig(threshold=self.config.threshold, smoothing=self.config.smoothing)
+        unknown = np.full(2, np.nan)
+        counted = np.array(
+            [known[place] if place is not None and place < len(known) else unknown for place, _ in items]
+        )
+        bonds = ItemStatistics.cross_of(user.events, [record for _, record in items], config)
+        return {"popularity": counted.reshape(-1, 2)[:, 0], "positive_rate": counted.reshape(-1, 2)[:, 1], **bonds}
 
     @torch.no_grad()
     def _probabilities(self, backbone: Backbone, tree: Any, numbers: NDArray[np.float32]) -> NDArray[np.float32]:

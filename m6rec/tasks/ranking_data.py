@@ -202,7 +202,8 @@ def write_trees(
 
 def read_tree(row: Mapping[str, Any]) -> TokenizedLayout:
     """Return one cached row as a tree."""
-    return TokenizedLayout(**{array: np.asarray(row[array], dtype=np.int32) for array in ARRAYS})
+    ids, positions, blocks, branches, segments = (np.asarray(row[array], dtype=np.int32) for array in ARRAYS)
+    return TokenizedLayout(ids, positions, blocks, branches, segments)
 
 
 def with_sampled_negatives(positives: Judgements, num_negatives: int, seed: int) -> Judgements:

@@ -5,86 +5,37 @@ Knows no loop, no index and no report.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m6rec.backbones.base import Backbone
-from m6rec.errors import ConfigError, RunError
+from m6rec.data.histories import Queries
+from m6rec.errors import RunError
 from m6rec.nn.losses import catalogue_cross_entropy, contrastive
 from m6rec.nn.towers import ItemTower, Whitening, own_history_pairs
 from m6rec.tasks.base import Loss, Material, Task
+from m6rec.tasks.blend import choose_blend
 from m6rec.tasks.catalogue import Catalogue
-from m6rec.tasks.encoding import Readout, Region, SegmentEncoder
-from m6rec.tasks.heads import load_heads, read_names, save_heads
+from m6rec.tasks.encoding import SegmentEncoder
+from m6rec.tasks.heads import load_heads, read_names, read_tensors, save_heads
 from m6rec.tasks.history_flat import FlatBatch, FlatHistory
-from m6rec.tasks.history_pooled import PooledBatch, PooledConfig, PooledHistory, collate_windows
-from m6rec.tasks.retrieval_data import TrainingMaterial, excluded_columns, log_share
+from m6rec.tasks.history_pooled import PooledBatch, PooledHistory, collate_windows
+from m6rec.tasks.neighbours import Kin, Links, sharpen
+from m6rec.tasks.retrieval_config import RetrievalConfig
+from m6rec.tasks.retrieval_data import RetrievalScorer, Segments, TrainingMaterial, excluded_columns, log_share
 from m6rec.tasks.segment_table import SegmentTable
 from m6rec.tasks.windows import Window
 from m6rec.text.prompt import Prompt
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer
-
-
-@dataclass(frozen=True)
-class RetrievalConfig:
-    """Settings of the retrieval task; all change results unless they say otherwise."""
-
-    granularity: Literal["pooled", "flat"] = "pooled"
-    """How a history is read: one vector an event, or one text."""
-    dim: int = 128
-    """Width of user and item vectors."""
-    max_events: int = 50
-    """Longest window of events that is read at once."""
-    context_events: int = 0
-    """Events repeated from the window before when a long history is cut into windows."""
-    temperature: float = 0.07
-    """Scores are inner products divided by this; where training starts if it is learnt."""
-    learn_temperature: bool = True
-    """Whether the temperature is trained."""
-    negatives: Literal["catalogue", "batch"] = "catalogue"
-    """Every item of the catalogue, or the other items of the batch."""
-    num_negatives: int = 0
-    """Further random items a batch, with `negatives=batch`."""
-    logq: bool = False
-    """Correct in-batch negatives for how often each item is one (with `negatives=batch`)."""
-    item_region: Region = "source"
-    """Where an item's text stands: `source` as sentence encoders are trained, `target` as in M6-Rec."""
-    item_readout: Readout = "mean"
-    """What stands for an item: the mean state of its tokens, or the state at its end token."""
-    item_layers: int | None = None
-    """Lower layers of the backbone that read items and pooled events; null = all."""
-    item_tokens: int = 64
-    """Longest item text in tokens."""
-    item_vectors: Literal["cached", "epoch", "step"] = "cached"
-    """Text vectors of the items: computed once, before every epoch, or in every step with gradients to the tuner."""
-    whiten: int = 256
-    """Principal directions kept when text vectors are whitened; 0 = no whitening."""
-    tower_width: int = 256
-    """Hidden width of the item tower."""
-    tower_dropout: float = 0.1
-    """Dropout in the item tower."""
-    id_residual: bool = True
-    """Whether items seen in training add a learnt vector to their text's; others go by text alone."""
-    id_dropout: float = 0.1
-    """Share of items that lose the residual in a step, so that text alone must serve too."""
-    pooled: PooledConfig = field(default_factory=PooledConfig)
-    """The sequence encoder of `granularity=pooled`."""
-    prompt: str = "retrieval"
-    """Prompt file of `granularity=flat`."""
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature: got {self.temperature}, expected a positive number")
-        if self.max_events < 2 or self.context_events > self.max_events // 2:
-            raise ConfigError("max_events: expected at least 2, and context_events at most half of it")
 
 
 class Retrieval(Task):
@@ -97,6 +48,8 @@ class Retrieval(Task):
 
     name = "retrieval"
     Config = RetrievalConfig
+    prior: Tensor
+    blend: Tensor
 
     def __init__(
         self,
@@ -120,7 +73,10 @@ class Retrieval(Task):
         )
         self.history = self._history(backbone)
         self.register_buffer("prior", torch.zeros(config.dim))
+        self.register_buffer("blend", torch.zeros(2, dtype=torch.float64))
+        self.links: Links | None = None
         self._material: TrainingMaterial | None = None
+        self._validation: Queries | None = None
 
     def _history(self, backbone: Backbone) -> PooledHistory | FlatHistory:
         config = self.config
@@ -143,6 +99,8 @@ class Retrieval(Task):
         task._material = TrainingMaterial(
             dataset.event_record, table, *table.readable(train), config.max_events, config.context_events
         )
+        task.links = Links.count(train, config.neighbours.window)
+        task._validation = dataset.histories().queries("valid")
         return task
 
     @property
@@ -255,11 +213,13 @@ class Retrieval(Task):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return states, targets and (position, item) pairs that are no negatives, one row a target."""
         num_items = self.material.table.num_items
-        if isinstance(self.history, FlatHistory):
+        if isinstance(self.history, FlatHistory) and isinstance(batch, FlatBatch):
             states = self.history(backbone, batch)
             chosen = (batch.segments >= 0) & (batch.segments < num_items) & (batch.segments != batch.targets[:, None])
             rows = chosen.nonzero()[:, 0]
             return states, batch.targets, (rows, batch.segments[chosen])
+        assert isinstance(self.history, PooledHistory)
+        assert isinstance(batch, PooledBatch)
         states = self.history(batch, vectors, torch.searchsorted(columns, batch.segments))
         wanted = batch.targets >= 0
         inputs = torch.where(batch.keep & (batch.segments < num_items), batch.segments, -1)
@@ -274,79 +234,139 @@ class Retrieval(Task):
 
     @torch.no_grad()
     def finish(self, backbone: Backbone) -> None:
-        """Set what stands for a user without any history: the mean user vector over a sample of training windows."""
+        """Set what stands for a user without any history, and how much the counted terms weigh."""
         if self.trains_backbone:
             self.catalogue.vectors = self.material.search_vectors = None
         self.encode(backbone)
-        windows = self.material.windows
+        windows, segments = self.material.windows, self.segments()
         chosen = np.random.default_rng(0).permutation(len(windows))[:2048]
         if len(chosen):
-            users = self.users(backbone, [windows[int(index)] for index in chosen], self.segment_vectors())
-            self.prior.copy_(F.normalize(users.mean(0), dim=0))
+            states = self.states(backbone, [windows[int(index)] for index in chosen], segments)
+            self.prior.copy_(F.normalize(states.mean(0), dim=0))
+        config = self.config.neighbours
+        if self._validation is not None:
+            scorer = RetrievalScorer(self, backbone)
+            fixed = (config.cooccurrence, config.text)
+            self.blend.copy_(torch.tensor(choose_blend(self._validation, scorer.parts, fixed, seed=0)))
 
     @torch.no_grad()
-    def segment_vectors(self, texts: Tensor | None = None, ids: Tensor | None = None) -> Float[Tensor, "segments dim"]:
-        """Return the tower's vector of every segment (default: all of the dataset's), for inference."""
+    def segments(self, texts: Tensor | None = None, ids: Tensor | None = None) -> Segments:
+        """Return the vectors of segments (default: all of the dataset's), for inference.
+
+        Args:
+            texts: ``[segments, hidden]`` the backbone's vectors.
+            ids: ``[segments]`` number of the residual, -1 = none.
+        """
         self.eval()
-        texts = self._all_texts() if texts is None else texts
-        ids = self._ids() if ids is None else ids
         device = self.log_temperature.device
-        return self.tower(self.whitening(texts.to(device)), ids.to(device)).float()
+        white = self.whitening((self._all_texts() if texts is None else texts).to(device))
+        ids = (self._ids() if ids is None else ids).to(device)
+        return Segments(self.tower(white, ids).float(), F.normalize(white.float(), dim=1), ids)
 
     @torch.no_grad()
-    def items(self) -> Float[Tensor, "items dim"]:
-        """Return the normalised vectors of the catalogue's items, for an index."""
-        return F.normalize(self.segment_vectors(self.catalogue.vectors, torch.from_numpy(self.catalogue.ids)), dim=1)
+    def items(self) -> Float[Tensor, "items width"]:
+        """Return the catalogue's items as an index wants them: the learnt vector, then the text's.
 
-    @torch.no_grad()
-    def read_events(self, places: Sequence[int | None], texts: Sequence[str], backbone: Backbone) -> Tensor:
-        """Return the tower's vectors of events: of known items by position, of strangers by their words."""
+        An item without training events adds the residuals of the trained items that read most like it.
+        """
         assert self.catalogue.vectors is not None
-        known = torch.tensor([-1 if place is None else place for place in places], dtype=torch.long)
-        vectors = self.catalogue.vectors[known.clamp(min=0)] if len(known) else self.catalogue.vectors[:0]
-        strangers = (known < 0).nonzero()[:, 0]
-        if len(strangers):
-            words = self.tokenizer.texts([texts[number] for number in strangers.tolist()])
-            vectors[strangers] = self.encoder.encode(backbone, words)
-        ids = torch.where(known >= 0, torch.from_numpy(self.catalogue.ids)[known.clamp(min=0)], -1)
-        return self.segment_vectors(vectors, ids)
+        items = self.segments(self.catalogue.vectors, torch.from_numpy(self.catalogue.ids))
+        towers, kin = items.towers, self.kin(items.texts)
+        if self.tower.residual is not None and kin.parents.size:
+            residuals = self.tower.residual(items.ids[torch.from_numpy(kin.parents)])
+            shares = torch.from_numpy(kin.shares).to(towers.device)
+            towers[torch.from_numpy(kin.items)] += (residuals * shares[..., None]).sum(1)
+        return torch.cat([F.normalize(towers, dim=1), items.texts], dim=1)
+
+    def kin(self, texts: Float[Tensor, "items width"]) -> Kin:
+        """Return from whom the items without training events inherit."""
+        return Kin.find(texts.cpu(), self.catalogue.ids >= 0, self.config.neighbours.kin)
 
     @torch.no_grad()
-    def users(
+    def queries(
         self,
         backbone: Backbone,
         windows: Sequence[Window],
-        vectors: Float[Tensor, "segments dim"],
+        segments: Segments,
         records: Callable[[int], Any] | None = None,
-    ) -> Float[Tensor, "windows dim"]:
-        """Return normalised user vectors after each window's last event; an empty window gives the prior.
+    ) -> Float[Tensor, "windows width"]:
+        """Return users as an index wants them: an inner product with :meth:`items` is learnt score + text term.
 
         Args:
-            windows: with segment numbers into ``vectors``.
-            vectors: as :meth:`segment_vectors` gives them.
+            windows: with segment numbers into ``segments``.
+            segments: as :meth:`segments` gives them.
             records: event number -> record, for flat histories; default: the dataset's.
         """
+        states = self.states(backbone, windows, segments, records) * torch.exp(-self.log_temperature)
+        return torch.cat([states, self.blend[1].to(states.dtype) * self.text_profiles(windows, segments)], dim=1)
+
+    def text_profiles(self, windows: Sequence[Window], segments: Segments) -> Float[Tensor, "windows width"]:
+        """Return the decayed sum of the last events' text vectors."""
+        config = self.config.neighbours
+        profiles = torch.zeros(len(windows), segments.texts.shape[1], device=segments.texts.device)
+        for row, item in enumerate(windows):
+            last = torch.from_numpy(item.segments[::-1][: config.window].copy())
+            decay = config.decay ** torch.arange(len(last), dtype=torch.float32, device=profiles.device)
+            profiles[row] = decay @ segments.texts[last]
+        return profiles
+
+    @torch.no_grad()
+    def states(
+        self,
+        backbone: Backbone,
+        windows: Sequence[Window],
+        segments: Segments,
+        records: Callable[[int], Any] | None = None,
+    ) -> Float[Tensor, "windows dim"]:
+        """Return normalised user vectors after each window's last event; an empty window gives the prior."""
         self.eval()
-        device = vectors.device
+        device = segments.towers.device
         result = self.prior.to(device).expand(len(windows), -1).clone()
         full = [number for number, item in enumerate(windows) if len(item)]
         if not full:
             return result
         chosen = [windows[number] for number in full]
+        total = len(segments.towers)
         if isinstance(self.history, FlatHistory):
-            batch = self.history.batch(chosen, records or self.material.record, len(vectors), predict=False)
+            batch = self.history.batch(chosen, records or self.material.record, total, predict=False)
             states = self.history(backbone, batch.to(device))
         else:
-            pooled = collate_windows(chosen, len(vectors), predict=False).to(device)
+            pooled = collate_windows(chosen, total, predict=False).to(device)
             last = pooled.keep.sum(1) - 1
-            states = self.history(pooled, vectors, pooled.segments)[torch.arange(len(chosen), device=device), last]
+            rows = torch.arange(len(chosen), device=device)
+            states = self.history(pooled, segments.towers, pooled.segments)[rows, last]
         result[torch.tensor(full, device=device)] = F.normalize(states.float(), dim=1)
         return result
+
+    def followers(self, histories: Sequence[NDArray[np.integer]], kin: Kin) -> NDArray[np.float32]:
+        """Return ``[num_histories, num_items]`` the unweighted co-occurrence term.
+
+        Args:
+            histories: catalogue positions, oldest first, -1 = no item.
+            kin: from whom new items inherit.
+        """
+        assert self.links is not None
+        return sharpen(kin.inherit(self.links.follow(histories, len(self.catalogue), self.config.neighbours)))
+
+    @torch.no_grad()
+    def read_events(self, places: Sequence[int | None], texts: Sequence[str], backbone: Backbone) -> Segments:
+        """Return the vectors of events: of known items by position, of strangers by their words."""
+        assert self.catalogue.vectors is not None
+        known = torch.tensor([-1 if place is None else place for place in places], dtype=torch.long)
+        vectors = self.catalogue.vectors[known.clamp(min=0)]
+        strangers = (known < 0).nonzero()[:, 0]
+        if len(strangers):
+            words = self.tokenizer.texts([texts[number] for number in strangers.tolist()])
+            vectors[strangers] = self.encoder.encode(backbone, words)
+        ids = torch.where(known >= 0, torch.from_numpy(self.catalogue.ids)[known.clamp(min=0)], -1)
+        return self.segments(vectors, ids)
 
     def save(self, folder: Path) -> None:
         """Write heads, catalogue and the names that inference needs."""
         save_heads(self, folder, {"verb_names": list(self.verb_names), "num_ids": self.catalogue.num_trained})
         self.catalogue.save(folder / "catalogue")
+        assert self.links is not None
+        save_file(self.links.tensors(), folder / "links.safetensors")
 
     def restore(self, folder: Path, backbone: Backbone) -> None:
         """Read what ``save`` wrote into a task over the same dataset."""
@@ -361,4 +381,5 @@ class Retrieval(Task):
         catalogue = Catalogue.load(folder / "catalogue")
         task = cls(config, catalogue, renderer, backbone, names["verb_names"])
         load_heads(task, folder)
+        task.links = Links.of(read_tensors(folder / "links.safetensors"))
         return task

@@ -4,7 +4,8 @@ Knows no loss.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from m6rec.backbones.base import Backbone
 from m6rec.data.histories import Histories, Queries
 from m6rec.tasks.segment_table import SegmentTable
 from m6rec.tasks.windows import Window, Windows, window
+
+if TYPE_CHECKING:
+    from m6rec.tasks.retrieval import Retrieval
 
 
 class TrainingMaterial:
@@ -65,65 +69,79 @@ class TrainingMaterial:
         return self._event_record(int(histories.rows[event]) if histories.rows is not None else event)
 
 
-class Retriever(Protocol):
-    """What the scorer needs of a retrieval task."""
+@dataclass(frozen=True)
+class Segments:
+    """Vectors of segments, for inference.
 
-    @property
-    def material(self) -> TrainingMaterial:
-        """What the task was built over."""
+    Args:
+        towers: ``[segments, dim]`` the item tower's vectors.
+        texts: ``[segments, width]`` (whitened) text vectors of length one.
+        ids: ``[segments]`` number of the residual, -1 = none.
+    """
 
-    def segment_vectors(self) -> Tensor:
-        """Return the vector of every segment."""
-
-    def items(self) -> Tensor:
-        """Return the normalised vector of every item."""
-
-    def users(
-        self, backbone: Backbone, windows: list[Window], vectors: Tensor, records: Callable[[int], Any] | None
-    ) -> Tensor:
-        """Return the normalised user vector after each window."""
+    towers: Float[Tensor, "segments dim"]
+    texts: Float[Tensor, "segments width"]
+    ids: Int[Tensor, " segments"]
 
 
 class RetrievalScorer:
-    """Scores the whole catalogue for evaluation; vectors are computed once.
+    """Scores the whole catalogue for evaluation; item vectors are computed once.
 
     Args:
-        task: trained, over the dataset that is evaluated.
+        task: a trained retrieval task, over the dataset that is evaluated.
         backbone: tuned.
         name: row name in reports.
         batch_size: users at a time; speed and memory only.
     """
 
-    def __init__(self, task: Retriever, backbone: Backbone, name: str = "ours", batch_size: int = 256) -> None:
+    def __init__(self, task: "Retrieval", backbone: Backbone, name: str = "ours", batch_size: int = 256) -> None:
         self.task, self.backbone, self.name, self.batch_size = task, backbone, name, batch_size
-        self._segments, self._items = task.segment_vectors(), task.items()
+        self._segments, self._items = task.segments(), task.items()
+        self._kin = task.kin(self._items[:, task.config.dim :])
         self._history: Histories | None = None
 
-    @torch.no_grad()
     def score(self, queries: Queries) -> NDArray[np.float32]:
-        """Return ``[num_queries, num_items]`` cosine scores from each query's history."""
+        """Return ``[num_queries, num_items]`` scores from each query's history."""
+        learnt, followed, alike = self.parts(queries)
+        cooccurrence, text = self.task.blend.tolist()
+        return learnt + np.float32(cooccurrence) * followed + np.float32(text) * alike
+
+    @torch.no_grad()
+    def parts(self, queries: Queries) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Return the learnt score, the co-occurrence and the text likeness, ``[num_queries, num_items]`` each."""
+        task, dim = self.task, self.task.config.dim
+        windows, histories = self._windows(queries)
+        states = self._states(windows) * torch.exp(-task.log_temperature)
+        profiles = task.text_profiles(windows, self._segments)
+        learnt, alike = states @ self._items[:, :dim].T, profiles @ self._items[:, dim:].T
+        return learnt.cpu().numpy(), task.followers(histories, self._kin), alike.cpu().numpy()
+
+    def _states(self, windows: list[Window]) -> Tensor:
+        """Read similar lengths together: less padding, the same numbers."""
+        states = torch.empty(len(windows), self.task.config.dim, device=self._items.device)
+        order = sorted(range(len(windows)), key=lambda number: len(windows[number]))
+        for start in range(0, len(order), self.batch_size):
+            group = order[start : start + self.batch_size]
+            chosen = [windows[number] for number in group]
+            states[group] = self.task.states(self.backbone, chosen, self._segments, self._record)
+        return states
+
+    def _record(self, event: int) -> Mapping[str, Any]:
+        assert self._history is not None
+        return self.task.material.record_of(self._readable[0], event)
+
+    def _windows(self, queries: Queries) -> tuple[list[Window], list[NDArray[np.int64]]]:
         material = self.task.material
         if queries.history is not self._history:
             self._history, self._readable = queries.history, material.table.readable(queries.history)
         history, segments = self._readable
-        windows = []
+        windows, items = [], []
         for user in queries.users.tolist():
             owned = history.of(user)
             start = max(owned.start, owned.stop - material.max_events)
             windows.append(window(history, segments, user, start, owned.stop))
-        # Similar lengths together: less padding, the same numbers.
-        order = sorted(range(len(windows)), key=lambda number: len(windows[number]))
-        scores = np.empty((len(windows), len(self._items)), dtype=np.float32)
-        for start in range(0, len(order), self.batch_size):
-            group = order[start : start + self.batch_size]
-            users = self.task.users(
-                self.backbone,
-                [windows[number] for number in group],
-                self._segments,
-                lambda event: material.record_of(history, event),
-            )
-            scores[group] = (users @ self._items.T).cpu().numpy()
-        return scores
+            items.append(history.items[start : owned.stop].astype(np.int64))
+        return windows, items
 
 
 def excluded_columns(
