@@ -83,7 +83,7 @@ class DIN:
             DataError: there is nothing to learn from.
         """
         if valid is None:
-            train, valid = _hold_out_latest(train, self.config.holdout)
+            train, valid = _hold_out_latest(train, self.config.holdout, self.config.seed)
         if not len(train) or not len(valid):
             raise DataError(f"got {len(train)} training and {len(valid)} held-out pairs, expected some of both")
         self._edges = _value_edges(train.history, self.config.num_values)
@@ -213,14 +213,15 @@ def _value_edges(history: Histories, count: int) -> NDArray[np.float32]:
     return np.unique(np.quantile(values, np.linspace(0, 1, count + 1)[1:-1])).astype(np.float32)
 
 
-def _hold_out_latest(pairs: Judgements, share: float) -> tuple[Judgements, Judgements]:
-    """Return the pairs without each user's latest ``share`` (rounded down), and those."""
+def _hold_out_latest(pairs: Judgements, share: float, seed: int) -> tuple[Judgements, Judgements]:
+    """Return the pairs without each user's latest ``share`` (rounded up or down by chance), and those."""
     order = np.lexsort((pairs.lengths, pairs.users))
     users = pairs.users[order]
     counts = np.bincount(users, minlength=pairs.history.num_users)
     from_end = np.cumsum(counts)[users] - 1 - np.arange(len(order))
     held = np.zeros(len(pairs), dtype=np.bool_)
-    held[order] = from_end < np.floor(share * counts[users])
+    quota = np.floor(share * counts + np.random.default_rng(seed).random(len(counts)))
+    held[order] = from_end < quota[users]
     return _take(pairs, np.flatnonzero(~held)), _take(pairs, np.flatnonzero(held))
 
 
