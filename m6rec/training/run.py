@@ -129,7 +129,6 @@ class Run:
         epoch = self.state.epoch
         if self._open_epoch == epoch:
             return
-        _put_buffers(self.task, self._buffers, self.accelerator.device)
         seed_all(self.config.seed, REFRESH, epoch)
         self.learner.eval()
         with torch.no_grad():
@@ -183,7 +182,7 @@ class Run:
         window = state.window
         loss, speed = window["loss"] / (window["weight"] or 1.0), window["examples"] / window["seconds"]
         self.progress.show(state.step, self.share(), loss, speed, self._seconds_left())
-        if state.step % config.log_every == 0 or self.reason() in ("finished", "budget"):
+        if state.step % config.log_every == 0 or self.limits.reached(state) in ("finished", "budget"):
             figures = {name: value / (window["own_weight"] or 1.0) for name, value in state.figures.items()}
             lr = self.optimizer.param_groups[0]["lr"]
             self._record(
@@ -323,6 +322,7 @@ class Run:
         if self.average is not None:
             copy_weights(found.tensors("average"), self.average.tensors)
         self._buffers = found.tensors("buffers")
+        _put_buffers(self.task, self._buffers, self.accelerator.device)
         self.state = State(**found.state["run"])
         self._saved_step = self.state.step
         self.log.write({"event": "resumed", "step": self.state.step, "checkpoint": found.folder.name})
@@ -338,7 +338,9 @@ def _put_buffers(task: Task, saved: Mapping[str, Tensor], device: torch.device) 
     """Put buffers back, whatever shape the task's own have by now (a cache may be empty before its first refresh)."""
     for name, tensor in saved.items():
         place, _, leaf = name.rpartition(".")
-        setattr(task.get_submodule(place), leaf, tensor.to(device))
+        module = task.get_submodule(place)
+        if leaf in module._buffers:
+            setattr(module, leaf, tensor.to(device))
 
 
 def _flat(figures: Mapping[str, Any]) -> dict[str, float]:

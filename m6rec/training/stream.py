@@ -40,7 +40,7 @@ def epoch_batches(
         lengths: each example's length; batches then hold examples of similar length.
 
     >>> [batch.tolist() for batch in epoch_batches(5, 2, seed=0, epoch=0)]
-    [[2, 3], [0, 4], [1]]
+    [[2, 4], [3, 0], [1]]
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(num_examples)
