@@ -13,6 +13,7 @@ from m6rec.assemble import Run, open_run
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.indexes import INDEXES
 from m6rec.tasks.catalogue import Catalogue
+from m6rec.tasks.item_space import ItemSpace
 from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.windows import Window, gap_buckets
@@ -168,19 +169,27 @@ class Catalog:
         """
         task = self._recommender._retrieval
         if self._index is None:
-            self._build(task)
+            self._build()
         found = self._index.search(user[None].cpu().numpy(), min(k, len(self)))
-        followed = float(task.blend[0]) * task.followers([history], self._kin)[0]
+        followed = self._space.cooccurrence * self._space.followers([history])[0]
         places = np.union1d(found.ids[0][found.ids[0] >= 0], np.flatnonzero((followed > 0) & task.catalogue.offered))
         scores = self._vectors[places] @ user.cpu().numpy() + followed[places]
         best = np.argsort(-scores, kind="stable")[:k]
         return places[best].tolist(), scores[best].tolist()
 
-    def _build(self, task: Retrieval) -> None:
-        self._vectors = task.items().cpu().numpy()
-        self._kin = task.kin(torch.from_numpy(self._vectors[:, task.config.dim :]))
-        self._index = INDEXES.load(self._index_name)(dim=self._vectors.shape[1])
+    @property
+    def space(self) -> ItemSpace:
+        """The catalogue as vectors."""
+        if self._index is None:
+            self._build()
+        return self._space
+
+    def _build(self) -> None:
+        task = self._recommender._retrieval
+        self._space = task.space()
+        self._vectors = self._space.vectors.cpu().numpy()
         places = np.flatnonzero(task.catalogue.offered)
+        self._index = INDEXES.load(self._index_name)(dim=self._vectors.shape[1])
         self._index.add(places, self._vectors[places])
 
     def add(self, items: Sequence[Mapping[str, Any]]) -> None:
@@ -200,13 +209,9 @@ class Catalog:
         records = [{key: value for key, value in item.items() if key != "id"} for item in items]
         texts = [task.renderer.item(record) for record in records]
         vectors = task.encoder.encode(recommender.run.backbone, task.tokenizer.texts(texts))
-        first = len(task.catalogue)
         task.catalogue.add([str(item["id"]) for item in items], records, texts, vectors)
-        if self._index is not None:
-            self._vectors = task.items().cpu().numpy()
-            self._kin = task.kin(torch.from_numpy(self._vectors[:, task.config.dim :]))
-            places = np.arange(first, len(task.catalogue))
-            self._index.add(places, self._vectors[places])
+        # Every new item's boost depends on how many there are, so the index is made anew at the next request.
+        self._index = None
 
     def remove(self, ids: Sequence[str]) -> None:
         """Stop offering items.

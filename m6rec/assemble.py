@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -22,8 +23,13 @@ from m6rec.backbones.resolve import resolve_backbone
 from m6rec.config import assign, parse, plain
 from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError, RunError, UnknownNameError
+from m6rec.evaluation.evaluator import evaluate
+from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.tasks import TASKS
 from m6rec.tasks.base import Material, Task
+from m6rec.tasks.ranking import Ranking, RankingScorer
+from m6rec.tasks.retrieval import Retrieval
+from m6rec.tasks.retrieval_data import RetrievalScorer
 from m6rec.text.render import Renderer
 from m6rec.training.config import TrainingConfig
 from m6rec.training.loop import TrainResult, train
@@ -33,6 +39,7 @@ from m6rec.tuners.base import Tuner
 from m6rec.tuners.state import TrainedShare, trained_share
 
 RUN_FORMAT = 1
+VALIDATION_USERS = 4000
 PACKAGES = ("m6rec", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 logger = logging.getLogger(__name__)
 
@@ -170,9 +177,7 @@ def build(recipe: Recipe) -> Experiment:
     return Experiment(recipe, dataset, renderer, backbone, tuner, task)
 
 
-def train_run(
-    recipe: Recipe, *, resume: bool = False, evaluate: Evaluate | None = None
-) -> tuple[Experiment, TrainResult]:
+def train_run(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, TrainResult]:
     """Train a recipe and write its run folder.
 
     Raises:
@@ -184,11 +189,33 @@ def train_run(
     experiment = build(recipe)
     share = trained_share(experiment.backbone)
     logger.info("backbone %s: %s", recipe.backbone.name, share)
-    result = train(experiment.task, experiment.backbone, recipe.training, out, resume=resume, evaluate=evaluate)
+    judge = validator(experiment) if recipe.training.evaluate_every is not None else None
+    result = train(experiment.task, experiment.backbone, recipe.training, out, resume=resume, evaluate=judge)
     if not result.interrupted and int(os.environ.get("RANK", "0")) == 0:
         experiment.task.finish(experiment.backbone)
         write_run(experiment, result, share)
     return experiment, result
+
+
+def validator(experiment: Experiment) -> Evaluate:
+    """Return step -> validation figures, on a seeded sample of what was held out for it.
+
+    Raises:
+        ConfigError: the dataset holds nothing out for validation.
+    """
+    task, backbone, seed = experiment.task, experiment.backbone, experiment.recipe.seed
+    rng = np.random.default_rng(seed)
+    if isinstance(task, Ranking):
+        pairs = task.pairs("valid")
+        users = rng.permutation(np.unique(pairs.users))[:VALIDATION_USERS]
+        sample = pairs.take(np.flatnonzero(np.isin(pairs.users, users)))
+        return lambda _: evaluate_pairs(RankingScorer(task, backbone, "valid"), sample).means()
+    queries = experiment.dataset.histories().queries("valid")
+    if not len(queries):
+        raise ConfigError("evaluate_every is set, but the dataset holds nothing out for validation; set it to null")
+    chosen = queries.take(np.sort(rng.permutation(len(queries))[:VALIDATION_USERS]))
+    assert isinstance(task, Retrieval)
+    return lambda _: evaluate(RetrievalScorer(task, backbone), chosen, seed=seed).means()
 
 
 def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) -> None:

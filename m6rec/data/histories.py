@@ -158,14 +158,16 @@ class Queries:
 
     def take(self, which: NDArray[np.int64]) -> "Queries":
         """Return the queries numbered ``which``, in that order."""
-        spans = [self.targets[self.target_offsets[q] : self.target_offsets[q + 1]] for q in which]
-        keep = np.concatenate([np.arange(self.target_offsets[q], self.target_offsets[q + 1]) for q in which] or [[]])
+        counts = np.diff(self.target_offsets)[which]
+        ends = np.cumsum(counts)
+        # Places of the chosen targets: each query's first target, then on from there.
+        rows = np.repeat(self.target_offsets[:-1][which] - (ends - counts), counts) + np.arange(counts.sum())
         return replace(
             self,
             users=self.users[which],
-            target_offsets=np.cumsum([0, *map(len, spans)]).astype(np.int64),
-            targets=np.concatenate(spans) if spans else self.targets[:0],
-            target_values=None if self.target_values is None else self.target_values[keep.astype(np.int64)],
+            target_offsets=np.concatenate([[0], ends]).astype(np.int64),
+            targets=self.targets[rows],
+            target_values=None if self.target_values is None else self.target_values[rows],
         )
 
 
@@ -178,7 +180,8 @@ class Judgements:
         users: ``[num_pairs]`` int32.
         items: ``[num_pairs]`` int32.
         labels: ``[num_pairs]`` float32, 0 or 1.
-        lengths: ``[num_pairs]`` int64: how many of the user's events in ``history`` come before the pair and may be seen.
+        lengths: ``[num_pairs]`` int64: how many of the user's events in ``history`` come before the pair and may
+            be seen.
     """
 
     history: Histories
@@ -189,3 +192,13 @@ class Judgements:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def take(self, which: NDArray[np.integer]) -> "Judgements":
+        """Return the pairs numbered ``which``, in that order."""
+        return replace(
+            self,
+            users=self.users[which],
+            items=self.items[which],
+            labels=self.labels[which],
+            lengths=self.lengths[which],
+        )

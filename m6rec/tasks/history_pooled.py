@@ -29,7 +29,7 @@ class PooledConfig:
     """Dropout inside the transformer."""
     input_dropout: float = 0.3
     """Dropout on event vectors."""
-    num_lags: int = 3
+    num_lags: int = 6
     """Last events with a direct transition to the user vector; 0 = none."""
 
 

@@ -30,6 +30,9 @@ class NeighbourConfig:
     """Weight of each event further back."""
     kin: int = 10
     """Items alike in text from which an item without training events inherits; 0 = nothing is inherited."""
+    new_share: float | None = None
+    """Share of next events that is expected to go to items without training events; null = their share of the
+    catalogue, 0 = their scores stay as they are."""
 
 
 class Links:
@@ -143,3 +146,31 @@ class Kin:
 def sharpen(scores: Floats) -> Floats:
     """Return log(1 + 100 s): the first link says most, further ones add less."""
     return np.log1p(100.0 * scores)
+
+
+def boost_for_share(old: Floats, new: Floats, share: float) -> float:
+    """Return what to add to the scores of new items so that they get ``share`` of the probability.
+
+    A tower that was never rewarded for a new item places it too low; how much is seen from the scores alone, no label
+    is needed.
+
+    Args:
+        old: ``[num_users, num_old]`` scores in logits.
+        new: ``[num_users, num_new]`` scores in logits.
+        share: wanted mean over users of the softmax's mass on new items.
+
+    Source: prior matching under label shift (Saerens et al., 2002), with one class of new items.
+
+    >>> round(boost_for_share(np.zeros((1, 3)), np.zeros((1, 1)) - 2.0, 0.25), 3)
+    2.0
+    """
+    if not new.size or not old.size or not 0 < share < 1:
+        return 0.0
+    top = np.maximum(old.max(1), new.max(1))[:, None].astype(np.float64)
+    odds = np.exp(new - top).sum(1) / np.exp(old - top).sum(1)
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mass = float((1 / (1 + 1 / np.maximum(odds * np.exp(middle), 1e-300))).mean())
+        low, high = (middle, high) if mass < share else (low, middle)
+    return (low + high) / 2

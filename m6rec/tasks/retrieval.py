@@ -5,13 +5,13 @@ Knows no loop, no index and no report.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +28,7 @@ from m6rec.tasks.encoding import SegmentEncoder
 from m6rec.tasks.heads import load_heads, read_names, read_tensors, save_heads
 from m6rec.tasks.history_flat import FlatBatch, FlatHistory
 from m6rec.tasks.history_pooled import PooledBatch, PooledHistory, collate_windows
-from m6rec.tasks.neighbours import Kin, Links, sharpen
+from m6rec.tasks.neighbours import Kin, Links
 from m6rec.tasks.retrieval_config import RetrievalConfig
 from m6rec.tasks.retrieval_data import RetrievalScorer, Segments, TrainingMaterial, excluded_columns, log_share
 from m6rec.tasks.segment_table import SegmentTable
@@ -36,6 +36,9 @@ from m6rec.tasks.windows import Window
 from m6rec.text.prompt import Prompt
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer
+
+# Users kept with a run, to calibrate new items on.
+NUM_PROBES = 256
 
 
 class Retrieval(Task):
@@ -50,6 +53,8 @@ class Retrieval(Task):
     Config = RetrievalConfig
     prior: Tensor
     blend: Tensor
+    probes: Tensor
+    probe_items: Tensor
 
     def __init__(
         self,
@@ -74,6 +79,8 @@ class Retrieval(Task):
         self.history = self._history(backbone)
         self.register_buffer("prior", torch.zeros(config.dim))
         self.register_buffer("blend", torch.zeros(2, dtype=torch.float64))
+        self.register_buffer("probes", torch.zeros(NUM_PROBES, config.dim))
+        self.register_buffer("probe_items", torch.full((NUM_PROBES, config.neighbours.window), -1))
         self.links: Links | None = None
         self._material: TrainingMaterial | None = None
         self._validation: Queries | None = None
@@ -238,16 +245,25 @@ class Retrieval(Task):
         if self.trains_backbone:
             self.catalogue.vectors = self.material.search_vectors = None
         self.encode(backbone)
-        windows, segments = self.material.windows, self.segments()
-        chosen = np.random.default_rng(0).permutation(len(windows))[:2048]
-        if len(chosen):
-            states = self.states(backbone, [windows[int(index)] for index in chosen], segments)
-            self.prior.copy_(F.normalize(states.mean(0), dim=0))
+        self._probe(backbone)
         config = self.config.neighbours
         if self._validation is not None:
             scorer = RetrievalScorer(self, backbone)
             fixed = (config.cooccurrence, config.text)
             self.blend.copy_(torch.tensor(choose_blend(self._validation, scorer.parts, fixed, seed=0)))
+
+    def _probe(self, backbone: Backbone) -> None:
+        """Keep a sample of users: their mean stands for a user without history, their scores calibrate new items."""
+        windows, num_items = self.material.windows, self.material.table.num_items
+        if not len(windows):
+            return
+        chosen = np.resize(np.random.default_rng(0).permutation(len(windows)), NUM_PROBES)
+        sample = [windows[int(index)] for index in chosen]
+        states = self.states(backbone, sample, self.segments())
+        self.prior.copy_(F.normalize(states.mean(0), dim=0))
+        self.probes.copy_(states)
+        items = [item.segments[item.segments < num_items] for item in sample]
+        self.probe_items.copy_(last_segments(items, self.config.neighbours.window))
 
     @torch.no_grad()
     def segments(self, texts: Tensor | None = None, ids: Tensor | None = None) -> Segments:
@@ -264,51 +280,32 @@ class Retrieval(Task):
         return Segments(self.tower(white, ids).float(), F.normalize(white.float(), dim=1), ids)
 
     @torch.no_grad()
-    def items(self) -> Float[Tensor, "items width"]:
-        """Return the catalogue's items as an index wants them: the learnt vector, then the text's.
+    def space(self) -> ItemSpace:
+        """Return the catalogue for an index, with what training has learnt and counted.
 
         An item without training events adds the residuals of the trained items that read most like it.
         """
         assert self.catalogue.vectors is not None
+        assert self.links is not None
+        new = self.catalogue.ids < 0
         items = self.segments(self.catalogue.vectors, torch.from_numpy(self.catalogue.ids))
-        towers, kin = items.towers, self.kin(items.texts)
+        kin = Kin.find(items.texts.cpu(), ~new, self.config.neighbours.kin)
         if self.tower.residual is not None and kin.parents.size:
             residuals = self.tower.residual(items.ids[torch.from_numpy(kin.parents)])
-            shares = torch.from_numpy(kin.shares).to(towers.device)
-            towers[torch.from_numpy(kin.items)] += (residuals * shares[..., None]).sum(1)
-        return torch.cat([F.normalize(towers, dim=1), items.texts], dim=1)
-
-    def kin(self, texts: Float[Tensor, "items width"]) -> Kin:
-        """Return from whom the items without training events inherit."""
-        return Kin.find(texts.cpu(), self.catalogue.ids >= 0, self.config.neighbours.kin)
-
-    @torch.no_grad()
-    def queries(
-        self,
-        backbone: Backbone,
-        windows: Sequence[Window],
-        segments: Segments,
-        records: Callable[[int], Any] | None = None,
-    ) -> Float[Tensor, "windows width"]:
-        """Return users as an index wants them: an inner product with :meth:`items` is learnt score + text term.
-
-        Args:
-            windows: with segment numbers into ``segments``.
-            segments: as :meth:`segments` gives them.
-            records: event number -> record, for flat histories; default: the dataset's.
-        """
-        states = self.states(backbone, windows, segments, records) * torch.exp(-self.log_temperature)
-        return torch.cat([states, self.blend[1].to(states.dtype) * self.text_profiles(windows, segments)], dim=1)
-
-    def text_profiles(self, windows: Sequence[Window], segments: Segments) -> Float[Tensor, "windows width"]:
-        """Return the decayed sum of the last events' text vectors."""
-        config = self.config.neighbours
-        profiles = torch.zeros(len(windows), segments.texts.shape[1], device=segments.texts.device)
-        for row, item in enumerate(windows):
-            last = torch.from_numpy(item.segments[::-1][: config.window].copy())
-            decay = config.decay ** torch.arange(len(last), dtype=torch.float32, device=profiles.device)
-            profiles[row] = decay @ segments.texts[last]
-        return profiles
+            shares = torch.from_numpy(kin.shares).to(residuals.device)
+            items.towers[torch.from_numpy(kin.items)] += (residuals * shares[..., None]).sum(1)
+        space = ItemSpace(
+            learnt=F.normalize(items.towers, dim=1),
+            texts=items.texts,
+            boost=torch.zeros_like(items.towers[:, 0]),
+            kin=kin,
+            links=self.links,
+            temperature=float(torch.exp(self.log_temperature)),
+            cooccurrence=float(self.blend[0]),
+            text=float(self.blend[1]),
+            config=self.config.neighbours,
+        )
+        return replace(space, boost=space.boosted(new & self.catalogue.offered, self.probes, self.probe_items))
 
     @torch.no_grad()
     def states(
@@ -337,16 +334,6 @@ class Retrieval(Task):
             states = self.history(pooled, segments.towers, pooled.segments)[rows, last]
         result[torch.tensor(full, device=device)] = F.normalize(states.float(), dim=1)
         return result
-
-    def followers(self, histories: Sequence[NDArray[np.integer]], kin: Kin) -> NDArray[np.float32]:
-        """Return ``[num_histories, num_items]`` the unweighted co-occurrence term.
-
-        Args:
-            histories: catalogue positions, oldest first, -1 = no item.
-            kin: from whom new items inherit.
-        """
-        assert self.links is not None
-        return sharpen(kin.inherit(self.links.follow(histories, len(self.catalogue), self.config.neighbours)))
 
     @torch.no_grad()
     def read_events(self, places: Sequence[int | None], texts: Sequence[str], backbone: Backbone) -> Segments:

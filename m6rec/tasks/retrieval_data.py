@@ -15,6 +15,7 @@ from torch import Tensor
 
 from m6rec.backbones.base import Backbone
 from m6rec.data.histories import Histories, Queries
+from m6rec.tasks.item_space import last_segments
 from m6rec.tasks.segment_table import SegmentTable
 from m6rec.tasks.windows import Window, Windows, window
 
@@ -96,29 +97,27 @@ class RetrievalScorer:
 
     def __init__(self, task: "Retrieval", backbone: Backbone, name: str = "ours", batch_size: int = 256) -> None:
         self.task, self.backbone, self.name, self.batch_size = task, backbone, name, batch_size
-        self._segments, self._items = task.segments(), task.items()
-        self._kin = task.kin(self._items[:, task.config.dim :])
+        self._segments, self._space = task.segments(), task.space()
         self._history: Histories | None = None
 
     def score(self, queries: Queries) -> NDArray[np.float32]:
         """Return ``[num_queries, num_items]`` scores from each query's history."""
         learnt, followed, alike = self.parts(queries)
-        cooccurrence, text = self.task.blend.tolist()
-        return learnt + np.float32(cooccurrence) * followed + np.float32(text) * alike
+        return learnt + np.float32(self._space.cooccurrence) * followed + np.float32(self._space.text) * alike
 
     @torch.no_grad()
     def parts(self, queries: Queries) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Return the learnt score, the co-occurrence and the text likeness, ``[num_queries, num_items]`` each."""
-        task, dim = self.task, self.task.config.dim
+        space = self._space
         windows, histories = self._windows(queries)
-        states = self._states(windows) * torch.exp(-task.log_temperature)
-        profiles = task.text_profiles(windows, self._segments)
-        learnt, alike = states @ self._items[:, :dim].T, profiles @ self._items[:, dim:].T
-        return learnt.cpu().numpy(), task.followers(histories, self._kin), alike.cpu().numpy()
+        last = last_segments([item.segments for item in windows], space.config.window)
+        learnt = self._states(windows) @ space.learnt.T / space.temperature + space.boost
+        alike = space.profiles(last.to(learnt.device), self._segments.texts) @ space.texts.T
+        return learnt.cpu().numpy(), space.followers(histories), alike.cpu().numpy()
 
     def _states(self, windows: list[Window]) -> Tensor:
         """Read similar lengths together: less padding, the same numbers."""
-        states = torch.empty(len(windows), self.task.config.dim, device=self._items.device)
+        states = torch.empty(len(windows), self.task.config.dim, device=self._space.learnt.device)
         order = sorted(range(len(windows)), key=lambda number: len(windows[number]))
         for start in range(0, len(order), self.batch_size):
             group = order[start : start + self.batch_size]
