@@ -201,15 +201,15 @@ class _Bond:
         seen = seen & (self.items >= 0)
         answered, yes = seen & ~np.isnan(self.answers), np.nan_to_num(self.answers)
         shared = _shared(category, self.category) * seen
-        weight = shared * answered
+        weight, same_brand = shared * answered, _shared(brand, self.brand) > 0
         user_rate = (answered @ yes + 0.5 * smoothing) / (answered.sum(axis=1) + smoothing)
         # A thin category falls back on the user's own rate, as a thin user falls back on one half.
         category_rate = (weight @ yes + smoothing * user_rate) / (weight.sum(axis=1) + smoothing)
         return {
             "user_rate": np.where(answered.any(axis=1), 100 * user_rate, np.nan),
             "category_rate": np.where(weight.any(axis=1), 100 * category_rate, np.nan),
-            "category_count": (shared > 0).sum(axis=1).astype(np.float64),
-            "brand_count": ((_shared(brand, self.brand) > 0) & seen).sum(axis=1).astype(np.float64),
+            "category_count": np.where((category >= 0).any(axis=1), (shared > 0).sum(axis=1), np.nan),
+            "brand_count": np.where(brand[:, 0] >= 0, (same_brand & seen).sum(axis=1), np.nan),
             "item_count": ((items[:, None] == self.items) & seen).sum(axis=1).astype(np.float64),
         }
 
@@ -259,12 +259,18 @@ def _percentile(values: Floats, among: Floats) -> Floats:
     return 50.0 * (below + up_to) / max(1, len(ranked))
 
 
-def _shared(left: Codes, right: Codes) -> NDArray[np.int64]:
+def _shared(left: Codes, right: Codes) -> NDArray[np.float32]:
     """Return ``[k, n]``: how many codes the rows of ``[k, labels]`` and ``[n, labels]`` share; -1 is no code."""
-    total = np.zeros((len(left), len(right)), dtype=np.int64)
-    for column in left.T:
-        total += ((column[:, None, None] == right[None]) & (column[:, None, None] >= 0)).sum(axis=2)
-    return total
+    # One column a label that the right side has: a matrix product is far faster than comparing every two labels.
+    labels = np.unique(right[right >= 0])
+    return _one_hot(left, labels) @ _one_hot(right, labels).T
+
+
+def _one_hot(codes: Codes, labels: Codes) -> NDArray[np.float32]:
+    row, column = np.nonzero(np.isin(codes, labels))
+    hot = np.zeros((len(codes), len(labels)), dtype=np.float32)
+    hot[row, np.searchsorted(labels, codes[row, column])] = 1.0
+    return hot
 
 
 def _labels(records: Iterable[Record], num_rows: int) -> tuple[Codes, Codes]:

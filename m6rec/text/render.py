@@ -6,6 +6,7 @@ The words stand in ``data_templates/<domain>.yaml``. This module knows no task, 
 import bisect
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,14 +117,14 @@ class Renderer:
         return self._context.render(fields)
 
     def statistic(self, name: str, value: float) -> str:
-        """Return a number in words (empty below its lowest bound).
+        """Return a number in words: nothing for NaN (not known), or below the lowest band.
 
         Raises:
             TemplateError: the domain has no words for ``name``; offers the nearest.
         """
         if name not in self._statistics:
             raise TemplateError(f"{self.path}: no statistic {name!r}{nearest(name, self._statistics)}")
-        return self._statistics[name].render(value)
+        return "" if math.isnan(value) else self._statistics[name].render(value)
 
 
 class Statistic:

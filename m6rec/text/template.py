@@ -5,7 +5,6 @@ phrase that needs a field which the record lacks vanishes as a whole. This modul
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,6 @@ from m6rec.errors import TemplateError, nearest
 
 # Longer values are cut before rendering: no budget in tokens would keep more, and tokenising them costs time.
 MAX_VALUE_CHARACTERS = 2_000
-
-_ARTICLE_LAST = re.compile(r"^([^()]+), (The|An?|Les?|La|Il|Lo|Der|Die|Das|El|Los|Las)(?= \(|$)")
 
 
 class Missing(jinja2.StrictUndefined):
@@ -54,15 +51,6 @@ def leaf(value: Any, steps: int = 1) -> str:
     return ", ".join(reversed(path[-steps:]))
 
 
-def article_first(title: Any) -> str:
-    """Return a title from an alphabetical list as people say it.
-
-    >>> article_first("Matrix, The (1999)"), article_first("Heat (1995)")
-    ('The Matrix (1999)', 'Heat (1995)')
-    """
-    return _ARTICLE_LAST.sub(r"\2 \1", str(title), count=1)
-
-
 def clean(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``record`` without empty values (``None``, NaN, blank text, empty lists), white space made single.
 
@@ -92,7 +80,7 @@ def _written(value: Any) -> Any:
     return words(value) if isinstance(value, list | tuple) else value
 
 
-FILTERS = {"words": words, "leaf": leaf, "article_first": article_first}
+FILTERS = {"words": words, "leaf": leaf}
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=Missing, finalize=_written, autoescape=False)
 _ENVIRONMENT.filters.update(FILTERS)

@@ -1,5 +1,6 @@
 import pytest
 
+from m6rec.data.statistics import CROSS_NAMES, ITEM_NAMES
 from m6rec.errors import TemplateError
 from m6rec.text.library import names
 from m6rec.text.render import Renderer
@@ -71,6 +72,18 @@ def test_verb_that_no_template_knows_is_written_as_it_is(plain):
     assert plain.event({"verb": "gifted", "item": "Soap"})[0] == "gifted"
 
 
+def test_film_with_year_and_genres():
+    record = {"title": "Heat", "year": "1995", "category": "Action|Crime"}
+    assert Renderer("movies").item(record) == "Heat (1995), action, crime"
+
+
+def test_brand_is_said_once(plain):
+    record = {"title": "OPI Nail Lacquer", "brand": "OPI", "category": "Makeup > Nails > Polish"}
+    assert plain.item(record) == "OPI Nail Lacquer, Polish, Nails"
+    assert plain.item({**record, "brand": "Essie"}) == "OPI Nail Lacquer by Essie, Polish, Nails"
+    assert plain.item({"brand": "Essie"}) == "by Essie"
+
+
 def test_movie_ratings_become_words():
     renderer = Renderer("movies")
     stubs = [renderer.event({"verb": "rate", "value": value, "item": "Heat"})[0] for value in (5.0, 4.0, 3.0, 0.5)]
@@ -89,9 +102,14 @@ def test_context_guesses_nobodys_season(plain):
 def test_statistics_in_bands(plain):
     assert plain.statistic("category_count", 0) != plain.statistic("category_count", 1)
     assert plain.statistic("category_count", 3) == plain.statistic("category_count", 9)
-    assert plain.statistic("brand_count", 0) == ""
+    assert plain.statistic("brand_count", 0) == plain.statistic("category_count", float("nan")) == ""
     with pytest.raises(TemplateError, match="no statistic 'popularty'; did you mean popularity"):
         plain.statistic("popularty", 3)
+
+
+def test_every_domain_has_words_for_every_statistic(renderer):
+    for name in (*ITEM_NAMES, *CROSS_NAMES):
+        assert renderer.statistic(name, 100.0)
 
 
 def test_own_file_extends_ours(tmp_path):

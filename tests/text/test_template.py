@@ -1,7 +1,7 @@
 import pytest
 
 from m6rec.errors import TemplateError
-from m6rec.text.template import MAX_VALUE_CHARACTERS, Phrase, Phrases, Place, article_first, clean, leaf, read, words
+from m6rec.text.template import MAX_VALUE_CHARACTERS, Phrase, Phrases, Place, clean, leaf, read, words
 
 
 def phrases(*sources, path="x.yaml"):
@@ -72,11 +72,6 @@ def test_filters():
     assert leaf("A", 3) == "A"
     assert words("a| b |") == "a, b"
     assert words([1, "b"]) == "1, b"
-    assert article_first("Shawshank Redemption, The (1994)") == "The Shawshank Redemption (1994)"
-    assert article_first("Crouching Tiger, Hidden Dragon (2000)") == "Crouching Tiger, Hidden Dragon (2000)"
-    assert article_first("Good, the Bad and the Ugly, The (Il buono) (1966)").startswith(
-        "The Good, the Bad and the Ugly ("
-    )
 
 
 @pytest.mark.parametrize(
