@@ -127,6 +127,7 @@ class Recommender:
         return [_named(items[index][1], float(scores[index])) for index in order]
 
     def _user(self, events: list[dict[str, Any]]) -> torch.Tensor:
+        """Return the user's vector, as the index wants it."""
         task, backbone = self._retrieval, self.run.backbone
         events = events[-task.config.max_events :]
         texts = [_words(event, task) for event in events]
@@ -141,9 +142,11 @@ class Recommender:
             gaps=np.zeros(len(events), dtype=np.int64) if gaps is None else gaps,
             events=np.arange(len(events)),
         )
-        return task.queries(backbone, [window], segments, lambda number: _with_record(task.catalogue, events[number]))[
-            0
-        ]
+        records = [_with_record(task.catalogue, event) for event in events]
+        state = task.states(backbone, [window], segments, records.__getitem__)
+        space = self.catalog.space
+        last = last_segments([window.segments], space.config.window)
+        return space.users(state, space.profiles(last.to(state.device), segments.texts))[0]
 
 
 class Catalog:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,14 @@ def choose_blend(
         fixed: weights that are given; ``None`` is searched.
         seed: of the sample.
     """
-    grid = list(itertools.product(*(_options(given, all_) for given, all_ in zip(fixed, _GRIDS, strict=True))))
-    if len(grid) == 1 or not len(queries):
-        return tuple(default if given is None else given for given, default in zip(fixed, DEFAULT, strict=True))  # type: ignore[return-value]
+    grid = list(itertools.product(_options(fixed[0], COOCCURRENCE_WEIGHTS), _options(fixed[1], TEXT_WEIGHTS)))
+    if len(grid) == 1:
+        return grid[0]
+    if not len(queries):
+        cooccurrence, text = (
+            default if given is None else given for given, default in zip(fixed, DEFAULT, strict=True)
+        )
+        return cooccurrence, text
     chosen = np.sort(np.random.default_rng(seed).permutation(len(queries))[:MOST_QUERIES])
     sample = queries.take(chosen)
     totals = np.zeros(len(grid))
@@ -56,9 +61,6 @@ def choose_blend(
         len(sample), *grid[best], totals[best] / len(sample.targets), totals[0] / len(sample.targets),
     )  # fmt: skip
     return grid[best]
-
-
-_GRIDS: Sequence[tuple[float, ...]] = (COOCCURRENCE_WEIGHTS, TEXT_WEIGHTS)
 
 
 def _options(given: float | None, grid: tuple[float, ...]) -> tuple[float, ...]:

@@ -135,10 +135,11 @@ class Kin:
 
     def inherit(self, scores: Floats) -> Floats:
         """Write into each new item's column the weighted mean of its parents' columns; return ``scores``."""
-        for rank in range(self.parents.shape[1]):
-            part = scores[:, self.parents[:, rank]] * self.shares[:, rank]
-            total = part if rank == 0 else total + part
         if self.parents.size:
+            # Parent by parent: all at once would hold a table of users x new items x kin.
+            total = np.zeros((len(scores), len(self.items)), dtype=np.float32)
+            for parents, shares in zip(self.parents.T, self.shares.T, strict=True):
+                total += scores[:, parents] * shares
             scores[:, self.items] = total
         return scores
 

@@ -28,6 +28,7 @@ from m6rec.tasks.encoding import SegmentEncoder
 from m6rec.tasks.heads import load_heads, read_names, read_tensors, save_heads
 from m6rec.tasks.history_flat import FlatBatch, FlatHistory
 from m6rec.tasks.history_pooled import PooledBatch, PooledHistory, collate_windows
+from m6rec.tasks.item_space import ItemSpace, last_segments
 from m6rec.tasks.neighbours import Kin, Links
 from m6rec.tasks.retrieval_config import RetrievalConfig
 from m6rec.tasks.retrieval_data import RetrievalScorer, Segments, TrainingMaterial, excluded_columns, log_share

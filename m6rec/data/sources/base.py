@@ -20,7 +20,7 @@ class Source(Protocol):
         domain: name of the data template that fits (a file in ``data_templates``).
     """
 
-    Config: type
+    Config: Any
     config: Any
     name: str
     licence: str
@@ -46,13 +46,16 @@ class Source(Protocol):
         ...
 
     def reviews(self) -> Iterator[pa.Table]:
-        """Yield tables of reviews: ``user``, ``item``, ``text``; optional ``summary``, ``value``, ``time``, ``reason``."""
+        """Yield reviews: ``user``, ``item``, ``text``; optional ``summary``, ``value``, ``time``, ``reason``."""
         ...
 
     def conversations(self) -> Iterator[dict[str, Any]]:
-        """Yield dialogues: ``{"id", "split"?, "turns": [{"speaker": "USER"|"SYSTEM", "text", "items": [key, ...]}]}``."""
+        """Yield dialogues.
+
+        Each is ``{"id", "split"?, "turns": [{"speaker": "USER" | "SYSTEM", "text", "items": [key, ...]}]}``.
+        """
         ...
 
     def impressions(self) -> Iterator[pa.Table]:
-        """Yield what was shown: ``user``, ``item``, ``time``, ``label`` (1 = clicked); nothing where it was not logged."""
+        """Yield what was shown: ``user``, ``item``, ``time``, ``label`` (1 = clicked); nothing if not logged."""
         ...
