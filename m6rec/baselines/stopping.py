@@ -5,6 +5,7 @@ The score to raise is made on held-out events that the caller chose; nothing her
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -59,7 +60,7 @@ def train_until_plateau(
         network: what is trained.
         optimizer: over its parameters.
         run_epoch: one pass over the training data; returns the mean loss.
-        validate: the score to raise.
+        validate: the score to raise; where it is NaN (nothing could be held out) minus the training loss stands in.
         metric: its name, for the log.
         max_epochs: upper bound on epochs.
         patience: epochs without a new best that make a plateau.
@@ -74,7 +75,8 @@ def train_until_plateau(
         network.train()
         log.losses.append(run_epoch())
         network.eval()
-        log.values.append(validate())
+        value = validate()
+        log.values.append(-log.losses[-1] if math.isnan(value) else value)
         logger.info("epoch %d: loss %.4f, valid %s %.4f", epoch, log.losses[-1], metric, log.values[-1])
         if not log.best_epoch or log.values[-1] > log.values[log.best_epoch - 1]:
             log.best_epoch, best, waited = epoch, copy.deepcopy(network.state_dict()), 0

@@ -104,12 +104,12 @@ class Evaluation:
 
     def beyond(self) -> dict[str, float]:
         """Return coverage and novelty of the lists at every cutoff."""
-        pairs = [("coverage", coverage, len(self.item_counts)), ("novelty", novelty, self.item_counts)]
-        return {
-            f"{name}@{cutoff}{self.suffix}": float(function(self.lists[:, :cutoff], argument))  # type: ignore[operator]
-            for name, function, argument in pairs
-            for cutoff in self.cutoffs
-        }
+        values = {}
+        for cutoff in self.cutoffs:
+            shown = self.lists[:, :cutoff]
+            values[f"coverage@{cutoff}{self.suffix}"] = coverage(shown, len(self.item_counts))
+            values[f"novelty@{cutoff}{self.suffix}"] = novelty(shown, self.item_counts)
+        return values
 
     def groups(self) -> NDArray[np.int32]:
         """Return the distinct users, sorted: what a bootstrap draws from."""

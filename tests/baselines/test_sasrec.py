@@ -4,7 +4,7 @@ import torch
 
 from m6rec.baselines.sasrec import SASRec, SASRecConfig
 from m6rec.baselines.sequences import recent_rows, training_windows, window_batches
-from m6rec.data.histories import Histories
+from m6rec.data.histories import Histories, Queries
 from m6rec.errors import DataError
 from tests.contracts.baseline_contract import BaselineContract, ring_log
 
@@ -48,6 +48,17 @@ def test_bf16_learns_the_same_thing(log):
         baseline.fit(log.before("train"), log.queries("valid"))
         scores[bf16] = baseline.score(queries)
     assert np.corrcoef(scores[False].ravel(), scores[True].ravel())[0, 1] > 0.9
+
+
+def test_histories_too_short_to_hold_anything_out_are_learnt_all_the_same():
+    items = np.tile(np.array([0, 1, 2, 3], np.int32), 20)
+    train = Histories(np.arange(0, 81, 2), items, np.zeros(80, np.int8), 5)
+    baseline = SASRec(SASRecConfig(**{**SMALL, "learning_rate": 0.05}))
+    baseline.fit(train)
+    ask = Queries(
+        train.select(train.items % 2 == 0), np.array([0, 1], np.int32), np.arange(3), np.array([1, 3], np.int32)
+    )
+    assert baseline.score(ask)[:, [1, 3]].argmax(1).tolist() == [0, 1]
 
 
 def test_nobody_with_two_events_is_told():

@@ -45,6 +45,11 @@ def test_a_training_that_still_rises_says_so(caplog):
     assert "stopped by max_epochs after 3 epochs, best 3" in caplog.text
 
 
+def test_where_nothing_is_held_out_the_loss_decides():
+    log, _, _ = run([float("nan")] * 5)
+    assert (log.values, log.stopped) == ([-0.5] * 3, "plateau")  # the loss never falls
+
+
 def test_held_out_events_are_the_last_ones_and_leave_training():
     train = ring_log(60).before("train")
     rest, queries = hold_out_last(train, 0.5, 1000, seed=0)
