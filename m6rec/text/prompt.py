@@ -249,9 +249,9 @@ def _branch(parts: Sequence[Part], renderer: Renderer, candidate: Candidate, pre
 def _segment(part: Part, role: Role, text: str, prefix: str = "", block: int = 0) -> Iterator[Segment]:
     """Yield one segment, or nothing where there are no words."""
     if text:
-        # Two parts of one kind get names of their own by the key at which they stand.
-        name = f"{prefix}{part.place.key if part.name in ('words', 'answer') else part.name}"
-        yield Segment(name, text, role, role != "answer", block, part.options.budget_tokens)
+        # These may stand more than once, so their place in the list belongs to their name.
+        place = part.place.key[part.place.key.rindex("[") :] if part.name in ("words", "answer") else ""
+        yield Segment(f"{prefix}{part.name}{place}", text, role, role != "answer", block, part.options.budget_tokens)
 
 
 def _parts(document: Document, key: str, known: Sequence[str]) -> Iterator[Part]:
