@@ -8,6 +8,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import shutil
 import tempfile
@@ -157,7 +158,7 @@ def _object(path: Path, row: int, line: str) -> dict[str, Any]:
 
 
 def _columns(rows: list[dict[str, Any]]) -> pa.Table:
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
     return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
 
 

@@ -191,8 +191,10 @@ def write_events(path: Path, gathered: Gathered, ids: Ids, plan: Plan) -> Settle
             codes = _codes(table, users, items, times, plan)
             held_out.see(users, items, times, codes)
             num_tied += _count_tied(users, times)
+            first, last = int(users[0]), int(users[-1])  # a bucket's users are neighbours
             for code in range(3):
-                counts[code] += np.bincount(users[(codes == code) & (items >= 0)], minlength=ids.num_users)
+                ours = users[(codes == code) & (items >= 0)] - first
+                counts[code, first : last + 1] += np.bincount(ours, minlength=last + 1 - first)
             columns = {name: table[name] for name in table.column_names}
             columns |= {"user": users, "item": items, "split": codes}
             if plan.session_gap_s is not None:
