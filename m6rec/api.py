@@ -13,7 +13,7 @@ from m6rec.assemble import Run, open_run
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.indexes import INDEXES
 from m6rec.tasks.catalogue import Catalogue
-from m6rec.tasks.item_space import ItemSpace
+from m6rec.tasks.item_space import ItemSpace, last_segments
 from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.windows import Window, gap_buckets
