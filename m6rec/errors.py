@@ -19,6 +19,7 @@ Every message says what was got, what was expected, and what to do. This module 
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class M6RecError(Exception):
@@ -42,6 +43,10 @@ class UnknownNameError(ConfigError):
         self.kind, self.name, self.known = kind, name, sorted(known)
         super().__init__(f"unknown {kind} {name!r}{nearest(name, self.known)}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without it, an error with arguments of its own cannot leave a worker process, and its pool hangs.
+        return type(self), (self.kind, self.name, self.known)
+
 
 class DataError(M6RecError):
     """A log, catalogue or dataset folder is wrong."""
@@ -58,8 +63,11 @@ class RowError(DataError):
     """
 
     def __init__(self, path: object, row: int, field: str, problem: str) -> None:
-        self.path, self.row, self.field = str(path), row, field
+        self.path, self.row, self.field, self.problem = str(path), row, field, problem
         super().__init__(f"{path}, row {row}, field {field!r}: {problem}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.row, self.field, self.problem)
 
 
 class TemplateError(M6RecError):
@@ -91,7 +99,11 @@ class MissingExtraError(M6RecError):
     """
 
     def __init__(self, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
         super().__init__(f'{package} is not installed; do: pip install "m6rec[{extra}]"')
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.package, self.extra)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -101,6 +113,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     '; did you mean lora? (known: lora, prompt)'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if not names:
+        return "; none is known"
+    plain = {each.casefold(): each for each in reversed(names)}
+    close = [plain[each] for each in difflib.get_close_matches(str(name).casefold(), plain, n=3, cutoff=0.6)]
     hint = f"; did you mean {' or '.join(close)}?" if close else ";"
     return f"{hint} (known: {', '.join(names)})"

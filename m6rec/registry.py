@@ -5,6 +5,7 @@ Third parties add names through an entry-point group (``m6rec.tuners`` and so on
 This module knows no plug-in.
 """
 
+import functools
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ class Registry(Mapping[str, str]):
     def __init__(self, kind: str, table: Mapping[str, str], group: str | None = None) -> None:
         self.kind, self.group, self._own = kind, group, dict(table)
 
-    @property
+    @functools.cached_property
     def _table(self) -> dict[str, str]:
         if self.group is None:
             return self._own
@@ -42,6 +43,14 @@ class Registry(Mapping[str, str]):
             return self._table[name]
         except KeyError:
             raise UnknownNameError(self.kind, name, self._table) from None
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would wait for a KeyError, which an unknown name here is not.
+        return name in self._table
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return where ``name`` points to, or ``default``."""
+        return self._table.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table)
@@ -55,13 +64,20 @@ class Registry(Mapping[str, str]):
         Raises:
             UnknownNameError: no such name; offers the nearest.
             ConfigError: the table's text points nowhere.
+            ModuleNotFoundError: the plug-in itself imports something that is not installed.
         """
         target = self[name]
-        module, _, attribute = target.partition(":")
+        place, _, attribute = target.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except AttributeError as error:
-            raise ConfigError(f"{self.kind} {name!r} points to {target!r}, which has no such attribute") from error
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            # A plug-in's own missing dependency is another matter, and says so itself.
+            if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+                raise
+            raise ConfigError(f"{self.kind} {name!r} points to {target!r}, but there is no such module") from error
+        if not hasattr(module, attribute):
+            raise ConfigError(f"{self.kind} {name!r} points to {target!r}, but the module has no such attribute")
+        return getattr(module, attribute)
 
     def describe(self, name: str) -> tuple[str, str]:
         """Return the first line of a plug-in's docstring and its ``Source:`` (empty where it has none)."""
