@@ -1,6 +1,7 @@
 """The main job on the sample world, end to end: prepare, train, evaluate beside baselines, recommend. Offline."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -17,22 +18,29 @@ from m6rec.data.store import Dataset
 BASELINES = ("popularity", "itemknn", "markov", "sasrec")
 
 
-def run_demo(out: Path, console: Console, quick: bool = False) -> Compared:
+def run_demo(out: Path, console: Console, quick: bool = False, seed: int = 0) -> Compared:
     """Make a world, learn from its log, and show what comes out.
 
     Args:
         out: gets ``data/``, ``run/``, ``report.json`` and ``report.png``.
         console: where to print.
         quick: a small world and one epoch, to see that everything runs.
+        seed: of the world and of everything learnt from it.
     """
     started, cpu = time.perf_counter(), time.process_time()
     console.rule("1  a log")
-    world = World(WorldConfig(users=300, items=300, dialogues=20) if quick else WorldConfig())
-    manifest = prepare(world, out / "data", PrepareConfig())
+    world = World(WorldConfig(users=300, items=300, dialogues=20, seed=seed) if quick else WorldConfig(seed=seed))
+    manifest = prepare(world, out / "data", PrepareConfig(seed=seed))
     console.print(", ".join(f"{manifest.counts[name]:,} {name}" for name in ("users", "items", "events")))
     _show_history(Dataset.open(out / "data"), console)
     console.rule("2  training")
-    words = [f"data={out / 'data'}", f"out={out / 'run'}", *(["training.num_epochs=1"] if quick else [])]
+    words = [
+        f"data={out / 'data'}",
+        f"out={out / 'run'}",
+        f"seed={seed}",
+        *(["training.num_epochs=1"] if quick else []),
+    ]
+    shutil.rmtree(out / "run", ignore_errors=True)
     train_run(read_recipe("retrieval", words))
     console.rule("3  honest comparison")
     experiment = open_experiment(out / "run")

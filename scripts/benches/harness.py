@@ -1,0 +1,143 @@
+"""What the benches share: where data lies, how several seeds become one figure. Knows no bench."""
+
+import resource
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
+from m6rec.assemble import Experiment, read_recipe, train_run
+from m6rec.comparison import Compared, compare_run
+from m6rec.config import plain
+from m6rec.data.prepare import PrepareConfig, prepare
+from m6rec.data.sources.base import Source
+from m6rec.data.store import Dataset
+from m6rec.errors import ConfigError
+
+console = Console(stderr=True)
+
+
+@dataclass
+class Bench:
+    """One run of one bench.
+
+    Args:
+        data: folder with the public datasets.
+        work: folder for datasets and runs.
+        seeds: how many.
+        quick: a reduced run.
+        json: where the result goes; pictures go beside it.
+    """
+
+    data: Path | None
+    work: Path
+    seeds: int
+    quick: bool
+    json: Path | None
+    figures: dict[str, float] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def folder(self, name: str) -> Path:
+        """Return one public dataset's folder."""
+        if self.data is None or not (self.data / name).is_dir():
+            raise ConfigError(f"this bench needs --data with a folder {name}; got {self.data}")
+        return self.data / name
+
+    def prepare(self, source: Source, name: str, config: PrepareConfig) -> Dataset:
+        """Prepare a dataset; a quick run keeps one user in ten."""
+        out = self.work / name
+        prepare(Thinned(source) if self.quick else source, out, config)
+        return Dataset.open(out)
+
+    def train(self, recipe: str, dataset: Dataset, name: str, seed: int, words: Sequence[str] = ()) -> Experiment:
+        """Train a recipe on a dataset."""
+        out = self.work / f"{name}-{seed}"
+        quick = ["training.max_steps=4", "task.item_layers=1"] if self.quick else []
+        if recipe == "ranking":
+            quick = quick[:1]
+        chosen = read_recipe(recipe, [f"data={dataset.folder}", f"out={out}", f"seed={seed}", *words, *quick])
+        experiment, result = train_run(chosen)
+        self.recipe = plain(chosen)
+        self.details.setdefault("training", []).append(
+            {"run": out.name, "cpu_seconds": result.cpu_seconds, "epochs": result.epochs, "best_step": result.best_step}
+        )
+        return experiment
+
+    def compare(self, experiment: Experiment, baselines: Sequence[str], trials: int, title: str) -> Compared:
+        """Evaluate on the test period beside baselines; print the table and keep the report."""
+        compared = compare_run(experiment, "test", baselines, trials)
+        console.print(compared.report.table())
+        self.protocol = compared.to_dict(experiment)["protocol"]
+        self.details.setdefault("reports", []).append(compared.to_dict(experiment)["report"])
+        self.details.setdefault("tuning", {}).update({name: t.to_dict() for name, t in compared.tunings.items()})
+        if self.json:
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            compared.report.plot(self.json.with_name(f"{self.json.stem}-{title}.png"))
+        return compared
+
+    def collect(self, rows: Sequence[Compared], metrics: Sequence[str], prefix: str = "") -> None:
+        """Write each row's mean over seeds, and its spread where there are several."""
+        values: dict[str, list[float]] = {}
+        for compared in rows:
+            report = compared.report
+            for row in [*report.rows, *([report.ceiling] if report.ceiling else [])]:
+                for metric in metrics:
+                    values.setdefault(f"{prefix}{row.name}_{metric}", []).append(row.means()[metric])
+        for name, found in values.items():
+            self.figures[name] = float(np.mean(found))
+            if len(found) > 1:
+                self.figures[f"{name}_std"] = float(np.std(found, ddof=1))
+
+    def ratio(self, name: str, over: str, under: str) -> None:
+        """Write one figure over another."""
+        self.figures[name] = self.figures[over] / max(self.figures[under], 1e-12)
+
+
+class Thinned:
+    """A source with one user in ten, for quick runs.
+
+    Args:
+        source: the whole.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.config, self.Config = source.config, source.Config
+        self.name, self.licence, self.domain = source.name, source.licence, source.domain
+
+    def _thin(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            users = pc.unique(table["user"]).to_pylist()
+            kept = [user for user in users if zlib.crc32(str(user).encode()) % 10 == 0]
+            yield table.filter(pc.is_in(table["user"], pa.array(kept, type=table["user"].type)))
+
+    def events(self) -> Iterator[pa.Table]:
+        return self._thin(self._source.events())
+
+    def items(self) -> Iterator[pa.Table]:
+        return self._source.items()
+
+    def users(self) -> Iterator[pa.Table]:
+        return self._thin(self._source.users())
+
+    def reviews(self) -> Iterator[pa.Table]:
+        return iter(())
+
+    def conversations(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+    def impressions(self) -> Iterator[pa.Table]:
+        return self._thin(self._source.impressions())
+
+
+def peak_memory_bytes() -> int:
+    """Return the process's largest resident size so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,138 @@
+"""Amazon Beauty with a tenth of the items held out of training and validation: found by their text alone?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from benches.harness import Bench, console
+from numpy.typing import NDArray
+
+from m6rec.assemble import Experiment
+from m6rec.baselines.popularity import Popularity
+from m6rec.data.histories import Queries
+from m6rec.data.prepare import PrepareConfig
+from m6rec.data.sources.amazon import Amazon
+from m6rec.data.sources.base import Source
+from m6rec.evaluation.evaluator import evaluate
+from m6rec.evaluation.report import Report
+from m6rec.evaluation.result import Evaluation
+from m6rec.tasks.retrieval_data import RetrievalScorer
+
+SHARE = 0.1
+METRICS = ("ndcg@10", "recall@10")
+
+
+def run(bench: Bench) -> None:
+    values: dict[str, list[float]] = {}
+    for seed in range(bench.seeds):
+        source = Amazon(Amazon.Config(path=str(bench.folder("amazon-beauty")), layout="llamarec"))
+        dataset = bench.prepare(
+            HeldOutItems(source, SHARE, seed), f"new-items-{seed}", PrepareConfig(split="given", ties="file")
+        )
+        experiment = bench.train("retrieval", dataset, "new-items", seed, ["training.max_cpu_seconds=1500"])
+        for row in evaluations(experiment):
+            new = row.item_counts[row.targets] == 0
+            for part, kept in (("new", row.where(new)), ("warm", row.where(~new))):
+                for metric in METRICS:
+                    values.setdefault(f"{row.name}_{metric}_{part}", []).append(kept.means()[metric])
+    for name, found in values.items():
+        bench.figures[name] = float(np.mean(found))
+        if len(found) > 1:
+            bench.figures[f"{name}_std"] = float(np.std(found, ddof=1))
+    knn = max(bench.figures[f"content_knn_{last}_ndcg@10_new"] for last in ContentKNN.LASTS)
+    bench.figures["content_knn_ndcg@10_new"] = knn
+    bench.figures["ours_over_content_knn"] = bench.figures["ours_ndcg@10_new"] / max(knn, 1e-12)
+    bench.figures["warm_kept"] = bench.figures["ours_ndcg@10_warm"] / max(
+        bench.figures["without_new_ndcg@10_warm"], 1e-12
+    )
+
+
+def evaluations(experiment: Experiment) -> list[Evaluation]:
+    """Evaluate ours, ours with the new items off the shelf, popularity, and untrained vectors."""
+    histories = experiment.dataset.histories()
+    queries, train = histories.queries("test"), histories.before("train")
+    popularity = Popularity()
+    popularity.fit(train)
+    vectors = experiment.task.catalogue.vectors.numpy()
+    scorer = RetrievalScorer(experiment.task, experiment.backbone)
+    rows = [
+        scorer,
+        Without(scorer, experiment.task.catalogue.ids < 0),
+        popularity,
+        *(ContentKNN(vectors, last) for last in ContentKNN.LASTS),
+    ]
+    results = [evaluate(row, queries, train=train) for row in rows]
+    console.print(Report(results, title="new and warm items together", ours="ours").table())
+    return results
+
+
+class ContentKNN:
+    """Untrained text vectors: the mean of the last items', compared by cosine."""
+
+    LASTS = (1, 5)
+
+    def __init__(self, vectors: NDArray[np.float32], last: int) -> None:
+        self.name, self.last = f"content_knn_{last}", last
+        self.vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def score(self, queries: Queries) -> NDArray[np.float32]:
+        history = queries.history
+        users = np.zeros((len(queries), self.vectors.shape[1]), dtype=np.float32)
+        for row, user in enumerate(queries.users.tolist()):
+            items = history.items[history.of(user)][-self.last :]
+            users[row] = self.vectors[items].sum(0)
+        return users @ self.vectors.T
+
+
+class Without:
+    """Another scorer with some items off the shelf: what the others would get if those did not exist."""
+
+    name = "without_new"
+
+    def __init__(self, scorer: RetrievalScorer, removed: NDArray[np.bool_]) -> None:
+        self.scorer, self.removed = scorer, removed
+
+    def score(self, queries: Queries) -> NDArray[np.float32]:
+        scores = self.scorer.score(queries)
+        scores[:, self.removed] = -1e9
+        return scores
+
+
+class HeldOutItems:
+    """A source whose training and validation events miss a random share of the items.
+
+    Args:
+        source: with a split of its own.
+        share: of the items.
+        seed: of the choice.
+    """
+
+    def __init__(self, source: Source, share: float, seed: int) -> None:
+        self._source = source
+        self.config, self.Config = source.config, source.Config
+        self.name, self.licence, self.domain = source.name, source.licence, source.domain
+        keys = [key for table in source.items() for key in table["item"].to_pylist()]
+        chosen = np.random.default_rng(seed).permutation(len(keys))[: round(share * len(keys))]
+        self._held_out = pa.array([keys[index] for index in chosen])
+
+    def events(self) -> Iterator[pa.Table]:
+        for table in self._source.events():
+            new = pc.is_in(table["item"].cast(pa.string()), value_set=self._held_out.cast(pa.string()))
+            yield table.filter(pc.or_(pc.invert(new), pc.equal(table["split"].cast(pa.string()), "test")))
+
+    def items(self) -> Iterator[pa.Table]:
+        return self._source.items()
+
+    def users(self) -> Iterator[pa.Table]:
+        return self._source.users()
+
+    def reviews(self) -> Iterator[pa.Table]:
+        return iter(())
+
+    def conversations(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+    def impressions(self) -> Iterator[pa.Table]:
+        return iter(())

@@ -1,0 +1,34 @@
+"""MovieLens latest-small, 5-core: leave-one-out, all items ranked, under both tie rules.
+
+Published, most likely in file order: SASRec .0522 / .0993, LRURec .0705 / .1426, LlamaRec-7B .0759 / .1524.
+"""
+
+from benches.harness import Bench
+
+from m6rec.data.prepare import PrepareConfig
+from m6rec.data.sources.movielens import LatestSmall
+
+BASELINES = ("popularity", "itemknn", "markov", "als", "sasrec")
+METRICS = ("ndcg@10", "recall@10")
+WORDS = (
+    "task.max_events=100",
+    "task.context_events=50",
+    "training.num_epochs=40",
+    "training.batch_size=24",
+    "training.patience=8",
+)
+
+
+def run(bench: Bench) -> None:
+    source = LatestSmall(LatestSmall.Config(path=str(bench.folder("ml-latest-small"))))
+    baselines = BASELINES[:3] if bench.quick else BASELINES
+    for ties in ("file", "random"):
+        rows = []
+        for seed in range(bench.seeds):
+            config = PrepareConfig(ties=ties, seed=seed, k_core=0 if bench.quick else 5)
+            dataset = bench.prepare(source, f"movies-{ties}-{seed}", config)
+            experiment = bench.train("retrieval", dataset, f"retrieval-movies-{ties}", seed, WORDS)
+            rows.append(bench.compare(experiment, baselines, 1, f"movies-{ties}"))
+        bench.collect(rows, METRICS, prefix=f"{ties}_")
+        if not bench.quick:
+            bench.ratio(f"{ties}_ours_over_sasrec", f"{ties}_ours_ndcg@10", f"{ties}_sasrec_ndcg@10")

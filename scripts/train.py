@@ -1,0 +1,25 @@
+"""Train a recipe, on one process or many.
+
+accelerate launch --num_processes 2 --cpu scripts/train.py retrieval data=DIR out=RUN [key=value ...] [--resume]
+"""
+
+import logging
+import sys
+
+from m6rec.assemble import read_recipe, train_run
+from m6rec.errors import M6RecError
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    if not words:
+        sys.exit(__doc__)
+    try:
+        train_run(read_recipe(words[0], words[1:]), resume="--resume" in sys.argv)
+    except M6RecError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
