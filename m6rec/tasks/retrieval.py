@@ -147,7 +147,7 @@ class Retrieval(Task):
     def encode(self, backbone: Backbone) -> None:
         """Encode the texts of items and searches that have no vector yet."""
         material = self.material
-        searches = [self.renderer.event({"verb": "search", "query": words})[1] for words in material.table.searches]
+        searches = [self.renderer.query(words) for words in material.table.searches]
         items, queries = self.tokenizer.texts(self.catalogue.texts), self.tokenizer.texts(searches)
         material.tokens = items + queries
         if self.catalogue.vectors is None:
