@@ -4,8 +4,14 @@ Two passes: :mod:`m6rec.data.gather` streams the source into buckets on disk, :m
 one by one. In memory stay the distinct keys, a few numbers for each user and item, and, for a temporal split, eight
 bytes for each event. This module knows no file format and no model.
 
-Order of a user's events: by time; events of the same second by the tie rule; events without a time first, as in the
-file.
+What becomes of an odd log:
+
+- A user's events are ordered by time; those of the same second by the tie rule; those without a time come first, as in
+  the file. The order of the file itself matters only there.
+- A value that is NaN is absent; a negative one stays. Repeated events stay unless ``deduplicate`` is asked for.
+- A user with one or two events trains only (leave-one-out, ratio). One user or one item is a log like any other.
+- An item or user that only the events name is kept, without a record; one that only the catalogue names is kept too.
+- A column without a meaning of ours is kept as an attribute. An empty log is an error.
 """
 
 import contextlib
@@ -86,7 +92,7 @@ def prepare(source: Source, out: str | Path, config: PrepareConfig | None = None
             ours, a full disk. Whatever was at ``out`` is untouched then.
     """
     config = config or PrepareConfig()
-    with fresh_folder(Path(out)) as (folder, scratch), _progress() as watch:
+    with fresh_folder(Path(out).expanduser().absolute()) as (folder, scratch), _progress() as watch:
         gathered = gather(source, scratch, config.seed, watch)
         users, items, done = _filter(gathered, config)
         ids = settle.Ids.of(gathered, users, items)
@@ -144,7 +150,10 @@ def _seen(gathered: Gathered) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 def _plan(gathered: Gathered, ids: settle.Ids, config: PrepareConfig) -> settle.Plan:
     cutoffs = None
     if config.split == "given" and not gathered.has_splits:
-        raise DataError("split=given needs a column 'split' (train, valid, test) in the log; the source gives none")
+        raise DataError(
+            "split=given needs a split of the source's own, and its events have none; for a table name the column of "
+            "train, valid and test with --split-column"
+        )
     if config.session_gap_s is not None and not gathered.has_times:
         raise DataError(
             "session_gap_s needs times, and no event of the log has one; map the column of times, or leave it"

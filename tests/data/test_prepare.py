@@ -330,7 +330,7 @@ def test_splits_that_the_log_cannot_give(make_dataset):
     events = {"user": ["a"] * 4, "item": list("wxyz")}
     with pytest.raises(DataError, match="no event with a time"):
         make_dataset(PrepareConfig(split="temporal"), events=events)
-    with pytest.raises(DataError, match="needs a column 'split'"):
+    with pytest.raises(DataError, match="split=given needs a split of the source's own"):
         make_dataset(PrepareConfig(split="given"), events=events)
 
 

@@ -24,7 +24,6 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "event": ("event", "eventtype", "verb", "action", "behavior", "behaviour", "behaviortype"),
     "value": ("rating", "value", "overall", "stars", "score"),
     "query": ("query", "searchquery", "searchterm", "keywords"),
-    "split": ("split",),
     "title": ("title", "itemtitle", "producttitle", "itemname", "productname", "name"),
     "brand": ("brand", "brandname", "manufacturer", "store"),
     "category": ("category", "categories", "categorypath", "maincategory", "genres", "genre", "department"),
@@ -33,7 +32,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Field -> column names it is found under without a flag; compared in lower case without ``_``, ``-`` and blanks."""
 
-EVENT_FIELDS = ("user", "item", "time", "event", "value", "query", "split")
+EVENT_FIELDS = ("user", "item", "time", "event", "value", "query", "split_column")
 EVENT_NAMES = ("user", "item", "time", "verb", "value", "query", "split")
 ITEM_FIELDS = ("title", "brand", "category", "description", "price")
 
@@ -67,8 +66,8 @@ class TableConfig:
     label: str | None = None
     """Column with 1 where something shown was taken and 0 where not: the log is one of impressions, and its rows with 1
     are the events. Never guessed."""
-    split: str | None = None
-    """Column with train, valid or test (used with split=given)."""
+    split_column: str | None = None
+    """Column with train, valid or test, for a dataset with split=given. Never guessed."""
     title: str | None = None
     """Column with the item's title."""
     brand: str | None = None
@@ -146,9 +145,9 @@ class TableSource:
             return
         for chunk, columns in self._log():
             labels = chunk.require(self.config.label, chunk.integer(self.config.label), "is empty, expected 0 or 1")
-            yield _mapped(chunk, {name: columns.get(name) for name in ("user", "item", "time", "split")}).append_column(
-                "label", labels
-            )
+            names = {"user": "user", "item": "item", "time": "time", "split": "split_column"}
+            table = _mapped(chunk, {name: columns.get(field) for name, field in names.items()})
+            yield table.append_column("label", labels)
 
     def reviews(self) -> Iterator[pa.Table]:
         """Yield nothing: a log has no reviews."""
@@ -215,7 +214,7 @@ class TableSource:
                 raise _missing(chunk, field, name)
         taken = {flag for flag in dataclasses.asdict(self.config).values() if isinstance(flag, str)}
         for field, name in asked.items():
-            if name is None and (found := _usual(chunk.names, USUAL_NAMES[field], taken)):
+            if name is None and (found := _usual(chunk.names, USUAL_NAMES.get(field, ()), taken)):
                 columns[field] = found
                 taken.add(found)
         for field in mandatory:
@@ -299,5 +298,5 @@ def _usual(names: Iterable[str], usual: tuple[str, ...], taken: set[str]) -> str
 
 def _missing(chunk: Chunk, field: str, name: str | None) -> DataError:
     wanted = f"no column {name!r} for {field}" if name else f"no column for {field}"
-    columns = ", ".join(chunk.names)
-    return DataError(f"{chunk.path}: {wanted}; it has: {columns}; say which one it is with --{field} COLUMN")
+    columns, flag = ", ".join(chunk.names), "--" + field.replace("_", "-")
+    return DataError(f"{chunk.path}: {wanted}; it has: {columns}; say which one it is with {flag} COLUMN")

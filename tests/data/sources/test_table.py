@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 
@@ -6,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m6rec.config import field_help, parse
-from m6rec.data.prepare import prepare
+from m6rec.data.prepare import PrepareConfig, prepare
 from m6rec.data.sources import SOURCES
 from m6rec.data.sources.base import Source
 from m6rec.data.sources.table import CsvSource, JsonLinesSource, ParquetSource
@@ -145,6 +146,21 @@ def test_labels_make_a_log_of_impressions(folder):
         ("y", 0, 1),
         ("z", 1, 1),
     ]
+
+
+def test_split_column_is_used_when_named_and_kept_when_not(folder):
+    (folder / "log.csv").write_text("user,item,time,split\na,x,1,train\na,y,2,dev\na,z,3,test\n")
+    path = str(folder / "log.csv")
+    prepare(CsvSource(CsvSource.Config(path, split_column="split")), folder / "out", PrepareConfig(split="given"))
+    assert Dataset.open(folder / "out").histories().splits.tolist() == [0, 1, 2]
+    assert made(folder, path=path).event_record(1)["other_split"] == "dev"
+    with pytest.raises(DataError, match=r"no column 'part' for split_column; .* --split-column COLUMN"):
+        made(folder, path=path, split_column="part")
+
+
+def test_no_flag_of_a_table_takes_one_of_prepare():
+    fields = [{field.name for field in dataclasses.fields(config)} for config in (CsvSource.Config, PrepareConfig)]
+    assert not fields[0] & fields[1]
 
 
 def test_searches_have_no_item(folder):
