@@ -194,11 +194,11 @@ def assign(tree: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
             if not isinstance(node[parent], dict):
                 raise ConfigError(f"{word!r} writes below {parent!r}, which holds {node[parent]!r}")
             node = node[parent]
-        node[last] = _value(text.strip())
+        node[last] = read_word(text.strip())
     return result
 
 
-def _value(text: str) -> Any:
+def read_word(text: str) -> Any:
     if text[:1] in tuple("[{\"'"):
         try:
             return yaml.safe_load(text)

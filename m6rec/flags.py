@@ -7,9 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
-from m6rec.config import field_help, parse
+from m6rec.config import field_help, parse, read_word
 from m6rec.errors import ConfigError, nearest
 
 
@@ -80,11 +78,8 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _value(text: str, cls: type, name: str) -> Any:
-    """Read numbers, lists and null; leave a word as it is where a string is expected."""
+    """Read a flag's text; a field that takes words takes them as they are."""
     hint = next(field.type for field in dataclasses.fields(cls) if field.name == name)
-    if hint in (str, "str", str | None):
+    if hint in (str, str | None):
         return text
-    value = yaml.safe_load(text) if text else text
-    if isinstance(value, str) and "," in value:
-        return [yaml.safe_load(part) for part in value.split(",")]
-    return value
+    return [read_word(part) for part in text.split(",")] if "," in text else read_word(text)

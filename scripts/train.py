@@ -3,11 +3,15 @@
 accelerate launch --num_processes 2 --cpu scripts/train.py retrieval data=DIR out=RUN [key=value ...] [--resume]
 """
 
-import logging
-import sys
+from m6rec.training.launch import start_missing_processes
 
-from m6rec.assemble import read_recipe, train_run
-from m6rec.errors import M6RecError
+start_missing_processes()  # before torch: `accelerate launch --cpu` would start one process, however many are asked for
+
+import logging  # noqa: E402
+import sys  # noqa: E402
+
+from m6rec.assemble import read_recipe, train_run  # noqa: E402
+from m6rec.errors import M6RecError  # noqa: E402
 
 
 def main() -> None:

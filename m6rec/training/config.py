@@ -37,7 +37,10 @@ class TrainingConfig:
     head_lr: float | None = None
     """Peak learning rate of the task's own heads; null = the same as lr. Changes results."""
     weight_decay: float = 0.01
-    """AdamW's decoupled decay of matrices; norms, biases and scalars are never decayed. Changes results."""
+    """AdamW's decoupled decay of matrices; norms, biases, scalars and embedding tables of heads are never decayed.
+    Changes results."""
+    beta2: float = 0.999
+    """AdamW's decay of squared gradients; 0.98 suits runs of a few hundred steps. Changes results."""
     warmup: float = 0.05
     """Share of the training over which the rate climbs to its peak, 0 to 1. Changes results."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -93,7 +96,7 @@ class TrainingConfig:
             *(self._positive(name, whole=True) for name in ("keep_checkpoints", "log_every")),
             *(self._positive(name) for name in ("max_cpu_seconds", "lr", "head_lr", "clip")),
             *(self._positive(name) for name in ("evaluate_every", "save_every") if getattr(self, name) != "epoch"),
-            *(self._share(name, below_one) for name, below_one in (("warmup", False), ("ema", True))),
+            *(self._share(name, below_one) for name, below_one in (("warmup", False), ("ema", True), ("beta2", True))),
             None if self.seed >= 0 else f"seed: got {self.seed}, expected 0 or more",
             None if self.weight_decay >= 0 else f"weight_decay: got {self.weight_decay}, expected 0 or more",
         ]

@@ -31,7 +31,7 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def build_optimizer(task: nn.Module, backbone: nn.Module, config: TrainingConfig) -> AdamW:
-    """Return AdamW over the trained parameters: heads at their own rate, norms and biases without decay.
+    """Return AdamW over the trained parameters: heads at their own rate, norms, biases and tables undecayed.
 
     Args:
         task: holds the heads.
@@ -39,17 +39,19 @@ def build_optimizer(task: nn.Module, backbone: nn.Module, config: TrainingConfig
         config: rates and decay.
     """
     inside = {parameter for parameter in backbone.parameters() if parameter.requires_grad}
+    # A row of a table moves only when it is met: decay would shrink what is rare.
+    tables = {p for module in task.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     heads = [p for p in task.parameters() if p.requires_grad and p not in inside]
     head_lr = config.lr if config.head_lr is None else config.head_lr
     groups = []
     for parameters, lr in (([p for p in backbone.parameters() if p in inside], config.lr), (heads, head_lr)):
         # Norms, biases and scalars (a temperature) are what has fewer than two dimensions.
         for decayed in (True, False):
-            chosen = [p for p in parameters if (p.ndim >= 2) == decayed]
+            chosen = [p for p in parameters if (p.ndim >= 2 and p not in tables) == decayed]
             if chosen:
                 decay = config.weight_decay if decayed else 0.0
                 groups.append({"params": chosen, "lr": lr, "peak_lr": lr, "weight_decay": decay})
-    return AdamW(groups, fused=True)
+    return AdamW(groups, betas=(0.9, config.beta2), fused=True)
 
 
 def rate(progress: float, config: TrainingConfig) -> float:
