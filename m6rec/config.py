@@ -199,6 +199,11 @@ def assign(tree: Mapping[str, Any], words: Iterable[str]) -> dict[str, Any]:
 
 
 def read_word(text: str) -> Any:
+    """Read one word of a command line: a number, true, false, null, a bracketed YAML value, or else plain text.
+
+    >>> read_word("1e-3"), read_word("null"), read_word("[1, 2]"), read_word("no")
+    (0.001, None, [1, 2], 'no')
+    """
     if text[:1] in tuple("[{\"'"):
         try:
             return yaml.safe_load(text)

@@ -18,7 +18,7 @@ def parse_flags(
 
     Args:
         words: ``["--user", "who", "--k-core=5"]``.
-        configs: name -> dataclass; a flag goes to the first that has its field.
+        configs: name -> dataclass; a flag goes to every one that has its field.
         aliases: flag -> field, e.g. ``{"from": "path"}``.
 
     Returns:
@@ -27,10 +27,10 @@ def parse_flags(
     Raises:
         ConfigError: an unknown flag (with the nearest), a flag without a value, or a wrong value; all at once.
     """
-    owners: dict[str, str] = {}
+    owners: dict[str, list[str]] = {}
     for name, cls in configs.items():
         for field in dataclasses.fields(cls):
-            owners.setdefault(field.name, name)
+            owners.setdefault(field.name, []).append(name)
     values: dict[str, dict[str, Any]] = {name: {} for name in configs}
     problems: list[str] = []
     for flag, text in _pairs(words):
@@ -39,8 +39,8 @@ def parse_flags(
             known = ["--" + _flag(name, aliases) for name in owners]
             problems.append(f"unknown flag '--{flag}'{nearest('--' + flag, known)}")
             continue
-        owner = owners[field_name]
-        values[owner][field_name] = _value(text, configs[owner], field_name)
+        for owner in owners[field_name]:
+            values[owner][field_name] = _value(text, configs[owner], field_name)
     if problems:
         raise ConfigError("\n".join(problems))
     return {name: parse(cls, values[name]) for name, cls in configs.items()}
