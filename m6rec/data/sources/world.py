@@ -33,8 +33,8 @@ class WorldConfig:
     path: str = ""
     """Not used: the world is made, not read."""
     users: int = 3_000
-    """Number of users, about 25 events each (400000 users make 10 M events). Changes results."""
-    items: int = 2_000
+    """Number of users, about 24 events each, searches included (420000 users make 10 M events). Changes results."""
+    items: int = 2_400
     """Number of items, shop and video together; at least 300. Changes results."""
     dialogues: int = 600
     """Number of recommendation dialogues. Changes results."""

@@ -92,7 +92,7 @@ def _works(count: int, vocabulary: Words, rng: np.random.Generator) -> dict[str,
     second = near[theme, rng.integers(2, size=count)]
     shop = rng.random(count) < 0.6
     kind = np.where(shop, rng.choice((TOOL, EXTRA, SUPPLY), size=count, p=(0.4, 0.36, 0.24)), SINGLE)
-    seasons = np.where(shop, 1, rng.choice((1, 2, 3, 4), size=count, p=(0.64, 0.14, 0.13, 0.09)))
+    seasons = np.where(shop, 1, rng.choice((1, 2, 3, 4), size=count, p=(0.78, 0.1, 0.07, 0.05)))
     kind = np.where(seasons > 1, SERIES, kind)
     choices = np.array([4, 4, 3, 7, 7])[kind]
     style = rng.integers(len(vocabulary.styles), size=count)

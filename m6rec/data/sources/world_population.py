@@ -13,8 +13,8 @@ from m6rec.data.sources.world_words import words
 
 BLOCK = 1024
 """Users are drawn and simulated this many at a time, each block from a seed of its own."""
-MEAN_EVENTS = 24
-MAX_EVENTS = 100
+MEAN_EVENTS = 22
+MAX_EVENTS = 110
 NUM_INTERESTS = 4
 SEARCH_SHARE = 0.35
 """Share of visits that begin with a search."""
