@@ -137,6 +137,21 @@ def part(model: nn.Module, path: str) -> Any:
     return model.get_submodule(path)
 
 
+def silence_dropout(model: nn.Module) -> None:
+    """Set every dropout inside a pretrained model to zero, in place.
+
+    A frozen model has nothing to regularise, and attention with dropout keeps its whole score matrix for the backward
+    pass (measured on MiniLM with trees of 1,300 tokens, eight a batch: 16 GB).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # Llama and Qwen hold a number, T5 and BERT a module.
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def logit_scale(config: Any) -> float:
     """Return what the states are multiplied by before the head (T5 with tied embeddings shrinks them; else 1)."""
     return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0

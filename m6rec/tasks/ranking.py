@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -184,7 +185,8 @@ class Ranking(Task):
 
     def lengths(self) -> Sequence[int]:
         """Return each tree's number of tokens."""
-        return [len(ids) for ids in self._rows["ids"]]
+        lengths: list[int] = pc.list_value_length(self._rows.data["ids"]).to_pylist()
+        return lengths
 
     def collate(self, examples: list[Mapping[str, Any]]) -> RankingBatch:
         """Make one batch of trees."""
