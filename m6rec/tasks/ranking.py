@@ -58,7 +58,7 @@ class RankingConfig:
     """Random unmet items beside each event, where the log has no labels."""
     max_events: int = 24
     """Longest stretch of history in one tree; a candidate sees at least half of it."""
-    max_branches: int = 48
+    max_branches: int = 24
     """Most candidates in one tree; memory and speed only."""
     loss: Literal["pointwise", "listwise"] = "pointwise"
     """Cross entropy of each yes or no, or of the yes among all candidates of its tree."""
