@@ -119,14 +119,19 @@ def _explained(source: str) -> Iterator[None]:
     """Turn any failure of the libraries inside into a ``BackboneError``, and keep their reports off the screen."""
     from transformers.utils import logging as library
 
-    level = library.get_verbosity()
+    level, bar = library.get_verbosity(), library.is_progress_bar_enabled()
     library.set_verbosity_error()
+    # A bar over shards is worth seeing; one over the tensors of a small file is noise in every log.
+    if Path(source).exists():
+        library.disable_progress_bar()
     try:
         yield
     except Exception as error:  # safetensors, tokenizers and the HTTP client raise bare Exceptions of their own
         raise BackboneError(_why(source, error)) from error
     finally:
         library.set_verbosity(level)
+        if bar:
+            library.enable_progress_bar()
 
 
 def _why(source: str, error: Exception) -> str:
