@@ -27,8 +27,9 @@ class TrainingConfig:
     max_cpu_seconds: float | None = None
     """Training budget in CPU-seconds, summed over threads and processes, refresh, evaluations and checkpoints included
     (the step that crosses it is finished); null = off. Changes results, and makes them depend on the machine."""
-    batch_size: int = 32
-    """Examples in one optimiser step, over all processes and accumulated pieces together. Changes results."""
+    batch_size: int | None = 32
+    """Examples in one optimiser step, over all processes and accumulated pieces together; null = a sixtieth of the
+    examples, between 8 and 256, so that small logs are stepped over often enough. Changes results."""
     gradient_accumulation: int = 1
     """Pieces that each process cuts its share of a batch into. Saves memory and changes no gradient, except for a loss
     that compares the examples of a piece with each other (in-batch negatives see a smaller batch)."""
@@ -79,6 +80,14 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if problems := [problem for problem in self._problems() if problem]:
             raise ConfigError("\n".join(problems))
+
+    def batch_size_for(self, num_examples: int) -> int:
+        """Return the examples in one optimiser step.
+
+        >>> TrainingConfig(batch_size=None).batch_size_for(3000)
+        50
+        """
+        return self.batch_size or min(256, max(8, num_examples // 60))
 
     def _problems(self) -> list[str | None]:
         limits = (self.num_epochs, self.max_steps, self.max_cpu_seconds)

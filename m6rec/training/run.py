@@ -252,7 +252,7 @@ class Run:
     def _new_stream(self) -> Stream:
         return Stream(
             len(self.examples),
-            self.config.batch_size,
+            self.config.batch_size_for(len(self.examples)),
             seed=self.config.seed,
             lengths=self.task.lengths() if self.config.bucket_by_length else None,
             accumulation=self.config.gradient_accumulation,
