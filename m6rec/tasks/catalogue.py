@@ -129,15 +129,18 @@ class Catalogue:
             save_file({"vectors": self.vectors.contiguous()}, folder / "vectors.safetensors")
 
     @classmethod
-    def load(cls, folder: Path) -> "Catalogue":
+    def load(cls, folder: Path, encoded: bool = True) -> "Catalogue":
         """Read what ``save`` wrote.
+
+        Args:
+            encoded: whether there must be vectors; a task that reads items as words saves none.
 
         Raises:
             RunError: a file is missing or damaged.
         """
         try:
             table = pq.read_table(folder / "items.parquet")
-            vectors = load_file(folder / "vectors.safetensors")["vectors"]
+            vectors = load_file(folder / "vectors.safetensors")["vectors"] if encoded else None
         except (OSError, pa.ArrowInvalid, SafetensorError, KeyError) as error:
             raise RunError(f"{folder}: the run's catalogue is missing or damaged ({error}); train again") from error
         return cls(

@@ -285,7 +285,7 @@ class Ranking(Task):
     def load(cls, config: RankingConfig, folder: Path, renderer: Renderer, backbone: Backbone) -> "Ranking":
         """Read what ``save`` wrote."""
         read_names(folder)
-        task = cls(config, Catalogue.load(folder / "catalogue"), renderer, backbone)
+        task = cls(config, Catalogue.load(folder / "catalogue", encoded=False), renderer, backbone)
         load_heads(task, folder)
         return task
 
