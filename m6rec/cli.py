@@ -102,7 +102,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in out.")] = False,
 ) -> None:
     """Train a recipe on a dataset folder: m6rec train retrieval data=DIR out=RUN."""
-    from m6rec.assemble import read_recipe, train_run
+    from m6rec.assemble import train_run
+    from m6rec.recipe import read_recipe
 
     chosen = read_recipe(recipe, settings or [])
     _, result = train_run(chosen, resume=resume)

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from m6rec.api import Recommender, load
-from m6rec.assemble import open_experiment, read_recipe, train_run
+from m6rec.assemble import open_experiment, train_run
 from m6rec.comparison import Compared, compare_run
 from m6rec.data.prepare import PrepareConfig, prepare
 from m6rec.data.sources.world import World, WorldConfig
 from m6rec.data.store import Dataset
+from m6rec.recipe import read_recipe
 
 BASELINES = ("popularity", "itemknn", "markov", "sasrec")
 

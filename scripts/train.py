@@ -10,8 +10,9 @@ start_missing_processes()  # before torch: `accelerate launch --cpu` would start
 import logging  # noqa: E402
 import sys  # noqa: E402
 
-from m6rec.assemble import read_recipe, train_run  # noqa: E402
+from m6rec.assemble import train_run  # noqa: E402
 from m6rec.errors import M6RecError  # noqa: E402
+from m6rec.recipe import read_recipe  # noqa: E402
 
 
 def main() -> None:

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from m6rec.assemble import Experiment, read_recipe, train_run
+from m6rec.assemble import Experiment, train_run
 from m6rec.comparison import Compared, compare_run
 from m6rec.config import plain
 from m6rec.data.prepare import PrepareConfig, prepare
 from m6rec.data.sources.base import Source
 from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError
+from m6rec.recipe import read_recipe
 
 console = Console(stderr=True)
 

@@ -1,0 +1,133 @@
+"""Recipes: everything that a run depends on, in one checked object. Knows the shelves' settings; builds nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from m6rec.config import assign, parse, plain
+from m6rec.errors import ConfigError, UnknownNameError
+from m6rec.tasks import TASKS
+from m6rec.training.config import TrainingConfig
+from m6rec.tuners import TUNERS
+
+SHELVES = {"task": TASKS, "tuner": TUNERS}
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which pretrained model stands underneath."""
+
+    name: str = "minilm"
+    """A Hub id, a local folder, or `minilm` (from the wheel where the Hub cannot be reached)."""
+    revision: str | None = None
+    """Commit or tag on the Hub; null = the default branch."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run depends on."""
+
+    task: dict[str, Any]
+    """`name` on the tasks shelf, and the task's own settings."""
+    data: str
+    """Dataset folder, as `m6rec data prepare` writes it."""
+    out: str
+    """Run folder to write."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The pretrained model."""
+    tuner: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    """`name` on the tuners shelf, and the tuner's own settings."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The loop's settings; its seed is the recipe's."""
+    domain: str | None = None
+    """Data template; null = the one that the dataset names."""
+    seed: int = 0
+    """Of every random choice."""
+    description: str = ""
+    """What the recipe is for."""
+
+
+def read_recipe(name: str | Path, words: list[str]) -> Recipe:
+    """Read a recipe by its name in the package or its path, write ``key=value`` words into it, and check it whole.
+
+    Raises:
+        UnknownNameError: no such recipe.
+        ConfigError: every unknown key, wrong value and missing setting at once.
+    """
+    path = Path(name)
+    shipped = {
+        Path(entry.name).stem: entry
+        for entry in resources.files("m6rec.recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(
+                f"got recipe {str(path)!r}, which is no file; give a path or one of {', '.join(sorted(shipped))}"
+            )
+        text = path.read_text(encoding="utf-8")
+    elif str(name) in shipped:
+        text = shipped[str(name)].read_text(encoding="utf-8")
+    else:
+        raise UnknownNameError("recipe", str(name), shipped)
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not readable as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: got {type(tree).__name__}, expected a mapping of settings")
+    return check_recipe(assign(tree, words))
+
+
+def check_recipe(tree: dict[str, Any]) -> Recipe:
+    """Return the recipe with its task's and tuner's settings filled in and checked.
+
+    Raises:
+        ConfigError: all mistakes at once.
+    """
+    problems: list[str] = []
+    recipe = None
+    try:
+        recipe = parse(Recipe, tree)
+    except ConfigError as error:
+        problems.append(str(error))
+    resolved: dict[str, Any] = {}
+    for part in SHELVES:
+        settings = tree.get(part, {"name": "none"} if part == "tuner" else None)
+        if not isinstance(settings, Mapping):
+            continue  # said above: missing, or no mapping
+        try:
+            _, config = plugin(part, settings)
+            if recipe is not None and "seed" in vars(config) and "seed" not in settings:
+                config = replace(config, seed=recipe.seed)
+            resolved[part] = {"name": settings["name"], **plain(config)}
+        except ConfigError as error:
+            problems.append(str(error))
+    if recipe is not None and recipe.training.seed not in (TrainingConfig.seed, recipe.seed):
+        problems.append(f"training.seed: got {recipe.training.seed}; set the recipe's own, seed={recipe.training.seed}")
+    if problems or recipe is None:
+        raise ConfigError("\n".join(problems))
+    training = replace(recipe.training, seed=recipe.seed)
+    return replace(recipe, training=training, **resolved)
+
+
+def plugin(part: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the class and the filled config that a recipe's part names.
+
+    Raises:
+        ConfigError: no name, an unknown one, or settings that are not the plug-in's.
+    """
+    if settings.get("name") is None:
+        raise ConfigError(f"missing setting '{part}.name'; one of {', '.join(SHELVES[part])}")
+    kind = SHELVES[part].load(settings["name"])
+    own = {key: value for key, value in settings.items() if key != "name"}
+    return kind, parse(kind.Config, own, part)
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the recipe as YAML, as a run folder keeps it."""
+    return yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
