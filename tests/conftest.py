@@ -96,6 +96,66 @@ def tiny_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny BERT with its tokenizer, as ``save_pretrained`` writes them: the ``backbone.name`` of a recipe."""
+    import torch
+    import transformers
+
+    tokenizer = tiny_tokenizer()
+    sizes = {**_sizes("bert", len(tokenizer)), "max_position_embeddings": 192}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = transformers.BertModel(transformers.BertConfig(**sizes), add_pooling_layer=False)
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    folder = tmp_path_factory.mktemp("backbone")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the dataset folder of a little shop: 60 users, 36 goods, searches, ratings."""
+    from tests.little_shop import prepare_shop, shop_events
+
+    return prepare_shop(tmp_path_factory.mktemp("shop"), shop_events())
+
+
+@pytest.fixture(scope="session")
+def retrieval_run(shop: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished retrieval run on the little shop; read only."""
+    return _trained("retrieval", shop, tiny_folder, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def ranking_run(shop: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished ranking run on the little shop (4 stars are a yes); read only."""
+    return _trained("ranking", shop, tiny_folder, tmp_path_factory)
+
+
+def _trained(task: str, shop: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from m6rec.assemble import train_run
+    from m6rec.recipe import read_recipe
+    from tests.little_shop import SMALL
+
+    out = tmp_path_factory.mktemp("runs") / task
+    train_run(read_recipe(task, [f"data={shop}", f"out={out}", f"backbone.name={tiny_folder}", *SMALL[task]]))
+    return out
+
+
+@pytest.fixture(scope="session")
+def little_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the dataset folder of a small sample world: 150 users, 300 items."""
+    from m6rec.data.prepare import prepare
+    from m6rec.data.sources.world import World, WorldConfig
+
+    folder = tmp_path_factory.mktemp("world") / "data"
+    prepare(World(WorldConfig(users=150, items=300, dialogues=5)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real data sets (``M6REC_TEST_DATA``, or ``shared/data`` beside the checkout), or skip."""
     folder = Path(os.environ.get("M6REC_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
