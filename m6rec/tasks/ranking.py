@@ -38,6 +38,7 @@ from m6rec.tasks.ranking_data import (
     read_tree,
     slates,
     with_sampled_negatives,
+    without_history,
     write_trees,
 )
 from m6rec.text.prompt import Candidate, Prompt, UserText
@@ -60,6 +61,8 @@ class RankingConfig:
     """Longest stretch of history in one tree; a candidate sees at least half of it."""
     max_branches: int = 24
     """Most candidates in one tree; memory and speed only."""
+    history_dropout: float = 0.3
+    """Share of training pairs that are shown as if the user were new: at serving time many are."""
     loss: Literal["pointwise", "listwise"] = "pointwise"
     """Cross entropy of each yes or no, or of the yes among all candidates of its tree."""
     numbers: bool = True
@@ -158,10 +161,11 @@ class Ranking(Task):
         """Return the training trees, tokenised once into a memory-mapped dataset."""
         assert self._train is not None
         material, pairs = self.material, self._train
+        statistics = pair_statistics(self.statistics_for("train"), pairs, past_only=True)
+        pairs, statistics = without_history(pairs, statistics, self.config.history_dropout, material.seed)
         groups = slates(pairs, self.config.max_events, self.config.max_branches)
         if not groups:
             raise DataError("no labelled pairs in the training period; look at the threshold and the split")
-        statistics = pair_statistics(self.statistics_for("train"), pairs, past_only=True)
         numbers = features(statistics)
         extra = (
             {"labels": pairs.labels[slate.pairs].tolist(), "numbers": numbers[slate.pairs].reshape(-1).tolist()}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m6rec.data.histories import Histories, Judgements
-from m6rec.data.statistics import ItemStatistics
+from m6rec.data.statistics import CROSS_NAMES, ItemStatistics
 from m6rec.text.batch import TokenBatch, collate
 from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
@@ -252,3 +252,23 @@ def pair_statistics(statistics: ItemStatistics, pairs: Judgements, past_only: bo
     """Return every number of :data:`STATISTICS` for every pair."""
     numbers = statistics.pairs(pairs, past_only=past_only)
     return {name: numbers[name] for name in STATISTICS}
+
+
+def without_history(
+    pairs: Judgements, statistics: Mapping[str, NDArray[np.float64]], share: float, seed: int
+) -> tuple[Judgements, dict[str, NDArray[np.float64]]]:
+    """Return pairs and statistics in which a random share of the pairs has a user without history.
+
+    What is known of the item stays as it stood at the pair's moment; only the user's bond with it is forgotten.
+
+    Args:
+        share: of the pairs.
+        seed: of the choice.
+    """
+    forgotten = np.random.default_rng(seed).random(len(pairs)) < share
+    changed = {name: values.copy() for name, values in statistics.items()}
+    for name in CROSS_NAMES:
+        # No events: a rate is unknown, a count is zero (where the item has the label at all).
+        empty = np.where(np.isnan(changed[name]), np.nan, 0.0) if name.endswith("count") else np.nan
+        changed[name] = np.where(forgotten, empty, changed[name])
+    return replace(pairs, lengths=np.where(forgotten, 0, pairs.lengths)), changed
