@@ -72,7 +72,7 @@ def build_catalogue(num_items: int, seed: int) -> Catalogue:
     season = np.arange(num_items) - (ends - works["seasons"])[work]
     latent = {name: column[work] for name, column in works.items() if name != "seasons"}
     number = np.arange(num_items)
-    popularity = rng.normal(0.0, 1.4, num_items)[work] + rng.normal(0.0, 0.3, num_items) - 0.2 * season
+    popularity = rng.normal(0.0, 1.1, num_items)[work] + rng.normal(0.0, 0.3, num_items) - 0.2 * season
     return Catalogue(
         keys=np.char.add(np.where(latent["domain"] == SHOP, "S", "V"), np.char.zfill((number + 1).astype(str), 5)),
         log_popularity=popularity.astype(np.float32),

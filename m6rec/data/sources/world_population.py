@@ -125,7 +125,7 @@ def build_population(first: int, count: int, seed: int) -> Population:
         start_weights=start_weights,
         end_weights=end_weights,
         style=style,
-        audience=_taste(rng, (count, len(words().audiences)), best=1.8, second=0.8, worst=-1.5),
+        audience=_taste(rng, (count, len(words().audiences)), best=2.6, second=1.2, worst=-2.0),
         tier=rng.uniform(-1.2, 1.2, count).astype(np.float32),
         video_share=video_share,
         times=times,
@@ -148,8 +148,8 @@ def _interests(place: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np
 def _styles(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
     """Draw tastes in style: half of the user (so that one interest tells of another), half of each interest."""
     num_styles = len(words().styles)
-    user = _taste(rng, (count, 1, num_styles), best=2.0, second=1.0, worst=-1.6)
-    return user + _taste(rng, (count, NUM_INTERESTS, num_styles), best=1.6, second=0.8, worst=-1.2)
+    user = _taste(rng, (count, 1, num_styles), best=3.0, second=1.5, worst=-2.0)
+    return user + _taste(rng, (count, NUM_INTERESTS, num_styles), best=1.2, second=0.6, worst=-1.0)
 
 
 def _taste(
