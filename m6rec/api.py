@@ -1,7 +1,9 @@
 """Text in, text out: a run as a recommender for anybody's history. Knows no file format of a dataset and no screen."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +95,17 @@ class Recommender:
         Raises:
             DataError: an event that cannot be read.
         """
-        if self.ranker is None:
+        if self.ranker is None or k < 1:
             return self.retrieve(history, k, exclude_history=exclude_history)
-        found = self.retrieve(history, max(5 * k, 50), exclude_history=exclude_history)
-        return self.rank(history, [item.id for item in found])[:k]
+        found = self._nearest(history, max(5 * k, 50), exclude_history)
+        # As records: the ranker's own catalogue may lack what has been added to this one.
+        return self.rank(history, [record for record, _ in found])[:k]
 
     def retrieve(self, history: History, k: int = 100, *, exclude_history: bool = True) -> list[Recommendation]:
         """Return the ``k`` nearest items of the catalogue, best first."""
+        return [_named(record, score) for record, score in self._nearest(history, k, exclude_history)]
+
+    def _nearest(self, history: History, k: int, exclude_history: bool) -> list[tuple[dict[str, Any], float]]:
         if k < 1:
             raise ConfigError(f"k: got {k}, expected 1 or more")
         catalogue = self._retrieval.catalogue
@@ -107,7 +113,7 @@ class Recommender:
         met = {event["place"] for event in events if event["place"] is not None} if exclude_history else set()
         places, scores = self.catalog.search(self._user(events), _places(events), k + len(met))
         chosen = [(place, score) for place, score in zip(places, scores, strict=True) if place not in met]
-        return [_named(catalogue.record(place), score) for place, score in chosen[:k]]
+        return [(catalogue.record(place), score) for place, score in chosen[:k]]
 
     def rank(self, history: History, candidates: Sequence[str | Event]) -> list[Recommendation]:
         """Return candidates (ids, titles, or mappings of an item's fields) by the ranker's probability of a yes.
@@ -129,17 +135,17 @@ class Recommender:
     def _user(self, events: list[dict[str, Any]]) -> torch.Tensor:
         """Return the user's vector, as the index wants it."""
         task, backbone = self._retrieval, self.run.backbone
+        # Before the cut: the first event that is read has a gap too.
+        gaps = _gaps(events)[-task.config.max_events :]
         events = events[-task.config.max_events :]
         texts = [_words(event, task) for event in events]
         segments = task.read_events([event["place"] for event in events], texts, backbone)
         verbs = {name: number for number, name in enumerate(task.verb_names, start=1)}
-        times = [event.get("time") for event in events]
-        gaps = gap_buckets(np.array(times, dtype=np.int64)) if events and None not in times else None
         window = Window(
             user=0,
             segments=np.arange(len(events)),
             verbs=np.array([verbs.get(str(event.get("verb")), 0) for event in events], dtype=np.int64),
-            gaps=np.zeros(len(events), dtype=np.int64) if gaps is None else gaps,
+            gaps=gaps,
             events=np.arange(len(events)),
         )
         records = [_with_record(task.catalogue, event) for event in events]
@@ -211,6 +217,10 @@ class Catalog:
             raise DataError(f"got an item without `id`: {dict(missing[0])!r}")
         records = [{key: value for key, value in item.items() if key != "id"} for item in items]
         texts = [task.renderer.item(record) for record in records]
+        unnamed = task.renderer.item({})
+        empty = [item["id"] for item, text in zip(items, texts, strict=True) if text == unnamed]
+        if empty:
+            raise DataError(f"got items without any text: {', '.join(map(str, empty[:5]))}; give a title")
         vectors = task.encoder.encode(recommender.run.backbone, task.tokenizer.texts(texts))
         task.catalogue.add([str(item["id"]) for item in items], records, texts, vectors)
         # Every new item's boost depends on how many there are, so the index is made anew at the next request.
@@ -229,13 +239,16 @@ class Catalog:
 
 def _events(history: History, catalogue: Catalogue) -> list[dict[str, Any]]:
     """Return events as mappings with the item's ``place`` in the catalogue (or ``None``)."""
-    parts: Sequence[Event | str] = history.split(";") if isinstance(history, str) else history
+    parts = history.split(";") if isinstance(history, str) else history
+    if not isinstance(parts, Sequence):
+        raise DataError(f"got a history of type {type(history).__name__}, expected a text or a list of events")
     events = []
     for number, part in enumerate(parts, start=1):
         if isinstance(part, str):
             if part.strip():
                 events.append(_event({"item": part.strip()}, catalogue))
         elif isinstance(part, Mapping) and (part.get("item") is not None or part.get("query") or part.get("title")):
+            _check_time(part, number)
             events.append(_event(part, catalogue))
         else:
             raise DataError(
@@ -243,6 +256,19 @@ def _events(history: History, catalogue: Catalogue) -> list[dict[str, Any]]:
                 "`item`, `title` or `query`"
             )
     return events
+
+
+def _check_time(event: Event, number: int) -> None:
+    time = event.get("time")
+    if time is not None and not (isinstance(time, Real) and math.isfinite(time)):
+        raise DataError(f"event {number} of the history: got time {time!r}, expected Unix seconds")
+
+
+def _gaps(events: list[dict[str, Any]]) -> NDArray[np.int64]:
+    times = [event.get("time") for event in events]
+    if None in times:
+        return np.zeros(len(events), dtype=np.int64)
+    return gap_buckets(np.array(times, dtype=np.int64))
 
 
 def _places(events: list[dict[str, Any]]) -> NDArray[np.int64]:
@@ -253,8 +279,8 @@ def _event(event: Event, catalogue: Catalogue) -> dict[str, Any]:
     item = event.get("item", event if event.get("title") else None)
     place = catalogue.find(str(item)) if item is not None and not isinstance(item, Mapping) else None
     if isinstance(item, Mapping):
-        key = item.get("id", item.get("key"))
-        place = catalogue.find(str(key)) if key is not None else catalogue.find(str(item.get("title")))
+        known = next((item[name] for name in ("id", "key", "title") if item.get(name) is not None), None)
+        place = catalogue.find(str(known)) if known is not None else None
         item = {name: value for name, value in item.items() if name not in ("verb", "time", "value", "query")}
     elif item is not None:
         item = {"title": str(item)}
@@ -281,6 +307,8 @@ def _item(catalogue: Catalogue, candidate: str | Event) -> tuple[int | None, Map
         if place is None and not any(isinstance(value, str) for name, value in candidate.items() if name != "id"):
             raise DataError(f"got a candidate that is neither known nor described: {dict(candidate)!r}; give a title")
         return (place, catalogue.record(place)) if place is not None else (None, {"key": key, **candidate})
+    if not isinstance(candidate, str) or not candidate.strip():
+        raise DataError(f"got candidate {candidate!r}, expected an item id, a title, or a mapping of an item's fields")
     place = catalogue.find(candidate)
     return (place, catalogue.record(place)) if place is not None else (None, {"title": candidate, "key": candidate})
 

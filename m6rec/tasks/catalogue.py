@@ -110,12 +110,12 @@ class Catalogue:
         """Stop offering items; return their positions.
 
         Raises:
-            DataError: an unknown key; nothing is removed then.
+            DataError: a key that is not on offer; nothing is removed then.
         """
-        unknown = [key for key in keys if key not in self._places]
+        unknown = [key for key in keys if key not in self._places or not self.offered[self._places[key]]]
         if unknown:
-            raise DataError(f"got unknown item ids {', '.join(unknown[:5])}; nothing was removed")
-        places = [self._places[key] for key in keys]
+            raise DataError(f"got item ids that are not on offer: {', '.join(unknown[:5])}; nothing was removed")
+        places = [self._places[key] for key in dict.fromkeys(keys)]
         self.offered[places] = False
         return places
 

@@ -68,6 +68,8 @@ class ItemSpace:
             texts: vectors that they point into; default: the items'.
         """
         texts = self.texts if texts is None else texts
+        if not len(texts):
+            return texts.new_zeros(len(last), texts.shape[1])
         decay = self.config.decay ** torch.arange(last.shape[1], device=texts.device, dtype=texts.dtype)
         kept = (last >= 0).to(texts.dtype) * decay
         return (texts[last.clamp(min=0)] * kept[..., None]).sum(1)
