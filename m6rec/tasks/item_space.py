@@ -83,22 +83,28 @@ class ItemSpace:
         return sharpen(self.kin.inherit(self.links.follow(histories, len(self.learnt), self.config)))
 
     def boosted(
-        self, new: NDArray[np.bool_], states: Float[Tensor, "users dim"], last: Int[Tensor, "users window"]
+        self,
+        groups: Sequence[tuple[NDArray[np.bool_], float]],
+        states: Float[Tensor, "users dim"],
+        last: Int[Tensor, "users window"],
     ) -> Float[Tensor, " items"]:
-        """Return the boost that gives new items their share of what is recommended to a sample of users.
+        """Return the boost that gives items without training events their share of a sample of users' next events.
 
         Args:
-            new: ``[items]`` has no training events.
+            groups: ``[items]`` members, and the share that the group is expected to get; groups are disjoint.
             states: the sample's learnt vectors.
             last: the sample's last items, newest first, -1 = none.
         """
-        share = float(new.mean()) if self.config.new_share is None else self.config.new_share
         boost = torch.zeros_like(self.boost)
-        if new.any() and share > 0:
-            histories = [row[row >= 0][::-1] for row in last.cpu().numpy()]
-            scores = (self.users(states, self.profiles(last)) @ self.vectors.T).cpu().numpy()
-            scores += np.float32(self.cooccurrence) * self.followers(histories)
-            boost[torch.from_numpy(new)] = boost_for_share(scores[:, ~new], scores[:, new], share)
+        groups = [(members, share) for members, share in groups if members.any()]
+        if not groups:
+            return boost
+        trained = ~np.any([members for members, _ in groups], axis=0)
+        histories = [row[row >= 0][::-1] for row in last.cpu().numpy()]
+        scores = (self.users(states, self.profiles(last)) @ self.vectors.T).cpu().numpy()
+        scores += np.float32(self.cooccurrence) * self.followers(histories)
+        for members, share in groups:
+            boost[torch.from_numpy(members)] = boost_for_share(scores[:, trained], scores[:, members], share)
         return boost
 
 

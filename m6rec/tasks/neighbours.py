@@ -31,8 +31,8 @@ class NeighbourConfig:
     kin: int = 10
     """Items alike in text from which an item without training events inherits; 0 = nothing is inherited."""
     new_share: float | None = None
-    """Share of next events that is expected to go to items without training events; null = their share of the
-    catalogue, 0 = their scores stay as they are."""
+    """Share of next events that is expected to go to items without training events; null = as validation saw it for
+    items that were there, their share of the catalogue for items added later; 0 = scores stay as they are."""
 
 
 class Links:

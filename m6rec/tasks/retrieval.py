@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,6 +57,7 @@ class Retrieval(Task):
     blend: Tensor
     probes: Tensor
     probe_items: Tensor
+    at_training: Tensor
 
     def __init__(
         self,
@@ -82,6 +84,8 @@ class Retrieval(Task):
         self.register_buffer("blend", torch.zeros(2, dtype=torch.float64))
         self.register_buffer("probes", torch.zeros(NUM_PROBES, config.dim))
         self.register_buffer("probe_items", torch.full((NUM_PROBES, config.neighbours.window), -1))
+        # Items at training time, and the share of validation's events that went to those without training events.
+        self.register_buffer("at_training", torch.tensor([len(catalogue), 0.0], dtype=torch.float64))
         self.links: Links | None = None
         self._material: TrainingMaterial | None = None
         self._validation: Queries | None = None
@@ -249,6 +253,8 @@ class Retrieval(Task):
         self._probe(backbone)
         config = self.config.neighbours
         if self._validation is not None:
+            idle = self.catalogue.ids[self._validation.targets] < 0
+            self.at_training[1] = idle.sum() / max(1, len(idle))
             scorer = RetrievalScorer(self, backbone)
             fixed = (config.cooccurrence, config.text)
             self.blend.copy_(torch.tensor(choose_blend(self._validation, scorer.parts, fixed, seed=0)))
@@ -306,7 +312,18 @@ class Retrieval(Task):
             text=float(self.blend[1]),
             config=self.config.neighbours,
         )
-        return replace(space, boost=space.boosted(new & self.catalogue.offered, self.probes, self.probe_items))
+        return replace(space, boost=space.boosted(self._newcomers(new), self.probes, self.probe_items))
+
+    def _newcomers(self, new: NDArray[np.bool_]) -> list[tuple[NDArray[np.bool_], float]]:
+        """Return groups of items without training events, and the share of next events that each is expected to get.
+
+        What stood idle in training goes on as validation saw it; what came later gets its share of the catalogue.
+        """
+        offered = new & self.catalogue.offered
+        if (given := self.config.neighbours.new_share) is not None:
+            return [(offered, given)]
+        later = offered & (np.arange(len(new)) >= int(self.at_training[0]))
+        return [(offered & ~later, float(self.at_training[1])), (later, float(later.mean()))]
 
     @torch.no_grad()
     def states(
