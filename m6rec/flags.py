@@ -41,20 +41,37 @@ def parse_flags(
             continue
         for owner in owners[field_name]:
             values[owner][field_name] = _value(text, configs[owner], field_name)
+    chosen: dict[str, Any] = {}
+    for name, cls in configs.items():
+        missing = [field for field in _required(cls) if field not in values[name]]
+        problems += [f"missing flag --{_flag(field, aliases)}: {_help(cls, field)}" for field in missing]
+        try:
+            chosen[name] = None if missing else parse(cls, values[name])
+        except ConfigError as error:
+            problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
-    return {name: parse(cls, values[name]) for name, cls in configs.items()}
+    return chosen
 
 
 def flag_help(configs: Mapping[str, type], aliases: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
-    """Return (flag, default, help) of every field."""
-    rows = []
+    """Return (flag, default, help) of every field; of one that several configs have, the first's."""
+    rows: dict[str, tuple[str, str, str]] = {}
     for cls in configs.values():
-        texts = field_help(cls)
         for field in dataclasses.fields(cls):
             default = "" if field.default in (dataclasses.MISSING, None) else str(field.default)
-            rows.append((f"--{_flag(field.name, aliases)}", default, " ".join(texts.get(field.name, "").split())))
-    return rows
+            flag = f"--{_flag(field.name, aliases)}"
+            rows.setdefault(flag, (flag, default, _help(cls, field.name)))
+    return list(rows.values())
+
+
+def _help(cls: type, name: str) -> str:
+    return " ".join(field_help(cls).get(name, "").split())
+
+
+def _required(cls: type) -> list[str]:
+    unset = dataclasses.MISSING
+    return [field.name for field in dataclasses.fields(cls) if field.default is field.default_factory is unset]
 
 
 def _flag(field: str, aliases: Mapping[str, str] | None) -> str:
@@ -82,4 +99,5 @@ def _value(text: str, cls: type, name: str) -> Any:
     hint = next(field.type for field in dataclasses.fields(cls) if field.name == name)
     if hint in (str, str | None):
         return text
-    return [read_word(part) for part in text.split(",")] if "," in text else read_word(text)
+    listed = "," in text and text[:1] not in "[\"'"
+    return [read_word(part) for part in text.split(",")] if listed else read_word(text)
