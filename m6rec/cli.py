@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
 
@@ -22,7 +23,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Prepare dataset folders.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-console = Console()
+# Titles, paths and settings are words, never markup.
+console = Console(markup=False, emoji=False)
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the answer to this file as one JSON object.")]
 HistoryOption = Annotated[
@@ -47,7 +49,7 @@ def main() -> None:
     try:
         app()
     except M6RecError as error:
-        Console(stderr=True).print(f"[bold red]error[/]: {_escape(str(error))}", soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error", "bold red"), ": ", str(error)), soft_wrap=True)
         raise SystemExit(2) from error
 
 
@@ -66,6 +68,11 @@ def prepare(
     from m6rec.data.sources import SOURCES
     from m6rec.flags import flag_help, parse_flags
 
+    if source in ("--help", "-h"):
+        typer.echo(
+            f"{context.get_help()}\n\nSources: {', '.join(SOURCES)}. Their flags: m6rec data prepare SOURCE --help"
+        )
+        return
     kind = SOURCES.load(source)
     configs, aliases = {"source": kind.Config, "prepare": PrepareConfig}, {"from": "path"}
     words = list(context.args)
@@ -122,20 +129,28 @@ def evaluate(
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     baselines: Annotated[str, typer.Option(help="Names separated by commas, e.g. popularity,itemknn,sasrec.")] = "",
     trials: Annotated[int, typer.Option(help="Settings that each tunable baseline tries on validation.")] = 1,
+    ranker: Annotated[
+        Path | None, typer.Option(help="A ranking run: also compare its order of what is retrieved.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Dataset folder, if it has moved.")] = None,
     json_file: JsonOption = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
 ) -> None:
     """Evaluate a run beside baselines, on everything that was held out."""
     from m6rec.assemble import open_experiment
-    from m6rec.comparison import compare_run
+    from m6rec.comparison import compare_reranked, compare_run
 
     if split not in ("valid", "test"):
         raise UnknownNameError("split", split, ("valid", "test"))
     experiment = open_experiment(run, data)
-    compared = compare_run(experiment, split, [name for name in baselines.split(",") if name], trials)  # type: ignore[arg-type]
+    compared = compare_run(experiment, split, _parts(baselines, ","), trials)  # type: ignore[arg-type]
     console.print(compared.report.table())
-    _write_json(json_file, lambda: compared.to_dict(experiment))
+    answer = compared.to_dict(experiment)
+    if ranker:
+        reranked = compare_reranked(experiment, open_experiment(ranker, data), split)
+        console.print(reranked.table())
+        answer["reranked"] = reranked.to_dict()
+    _write_json(json_file, lambda: answer)
     if plot:
         compared.report.plot(plot)
 
@@ -165,7 +180,7 @@ def rank(
     """Order candidates for a history with a ranking run."""
     from m6rec.api import load
 
-    _show_items(load(run).rank(_history(history), [part.strip() for part in candidates.split(";")]), json_file)
+    _show_items(load(run).rank(_history(history), _parts(candidates, ";")), json_file)
 
 
 @app.command(name="show-prompt")
@@ -180,8 +195,7 @@ def show_prompt(
     """Print what the model sees for a user and a task, segment by segment."""
     from m6rec.inspection import prompt_table
 
-    chosen = [part.strip() for part in candidates.split(";") if part.strip()]
-    console.print(prompt_table(data, task, user, chosen, backbone, domain))
+    console.print(prompt_table(data, task, user, _parts(candidates, ";"), backbone, domain))
 
 
 @app.command(name="list")
@@ -219,18 +233,22 @@ def open_shelf(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _parts(text: str, separator: str) -> list[str]:
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
 def _history(text: str) -> Any:
     """Return the events of a JSON or JSONL file, or the text itself."""
-    path = Path(text)
-    if not (text.endswith((".json", ".jsonl")) and path.is_file()):
+    if not text.endswith((".json", ".jsonl")):
         return text
-    content = path.read_text(encoding="utf-8")
+    path = Path(text)
     try:
+        content = path.read_text(encoding="utf-8")
         if text.endswith(".jsonl"):
             return [json.loads(line) for line in content.splitlines() if line.strip()]
         events = json.loads(content)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error}); expected a list of events") from error
     return events["history"] if isinstance(events, dict) and "history" in events else events
 
 
@@ -260,7 +278,3 @@ def _take(words: list[str], flag: str) -> str | None:
         if word.startswith(f"{flag}="):
             return words.pop(place).partition("=")[2]
     return None
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

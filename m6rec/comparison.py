@@ -149,6 +149,36 @@ def _compare_pairs(
     return Compared(Report(rows, title=title, ours=name), tunings)
 
 
+def compare_reranked(
+    experiment: Experiment, ranker: Experiment, split: HeldOut = "test", depth: int = 50, name: str = "ours"
+) -> Report:
+    """Order what a retrieval run finds with a ranking run, and compare both orders of the same candidates.
+
+    A target that was not retrieved is a miss for both.
+
+    Args:
+        experiment: a finished retrieval run over its dataset.
+        ranker: a finished ranking run over the same dataset.
+        split: what is predicted.
+        depth: how many items are retrieved for each user.
+        name: row name of the retrieval run's own order.
+
+    Raises:
+        ConfigError: the runs are of other tasks, or of different datasets.
+    """
+    if not isinstance(experiment.task, Retrieval) or not isinstance(ranker.task, Ranking):
+        raise ConfigError("expected a retrieval run and a ranking run, in this order")
+    if experiment.dataset.manifest.hash != ranker.dataset.manifest.hash:
+        raise ConfigError("the two runs were trained on different datasets")
+    queries, seed = experiment.dataset.histories().queries(split), experiment.recipe.seed
+    scorer = RetrievalScorer(experiment.task, experiment.backbone, name)
+    found = evaluate(scorer, queries, cutoffs=(depth,), seed=seed).lists
+    second = RankingScorer(ranker.task, ranker.backbone, split, f"{name} + ranker")
+    rows = [evaluate(row, queries, candidates=found, include_targets=False, seed=seed) for row in (scorer, second)]
+    title = f"{experiment.dataset.manifest.name}, {split}, the order of {depth} retrieved items"
+    return Report(rows, title=title, ours=rows[1].name)
+
+
 class WorldOracle:
     """The sample world's true next-item probabilities: what no model can beat.
 
