@@ -53,7 +53,8 @@ def run_demo(out: Path, console: Console, quick: bool = False, seed: int = 0) ->
     compared.report.plot(out / "report.png")
     console.rule("4  recommendations")
     _recommend(load(out / "run"), console)
-    console.print(f"[dim]everything is in {out}; {result['seconds']:.0f} s, {result['cpu_seconds']:.0f} CPU-s[/]")
+    told = f"everything is in {out}; {result['seconds']:.0f} s, {result['cpu_seconds']:.0f} CPU-s"
+    console.print(told, style="dim", markup=False)
     return compared
 
 
