@@ -257,7 +257,8 @@ class Retrieval(Task):
             self.at_training[1] = idle.sum() / max(1, len(idle))
             scorer = RetrievalScorer(self, backbone)
             fixed = (config.cooccurrence, config.text)
-            self.blend.copy_(torch.tensor(choose_blend(self._validation, scorer.parts, fixed, seed=0)))
+            chosen = choose_blend(self._validation, scorer.parts, fixed, seed=0)
+            self.blend.copy_(torch.tensor(chosen, dtype=self.blend.dtype))
 
     def _probe(self, backbone: Backbone) -> None:
         """Keep a sample of users: their mean stands for a user without history, their scores calibrate new items."""
