@@ -217,7 +217,8 @@ def with_sampled_negatives(positives: Judgements, num_negatives: int, seed: int)
     history, num_items = positives.history, positives.history.num_items
     items = np.empty((len(positives), num_negatives), dtype=np.int32)
     users = positives.users
-    for rows in np.split(np.argsort(users, kind="stable"), np.flatnonzero(np.diff(np.sort(users, kind="stable"))) + 1):
+    order = np.argsort(users, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(users[order])) + 1) if len(order) else []:
         user = int(users[rows[0]])
         rng = np.random.default_rng([seed, user])
         met = np.unique(np.concatenate([history.items[history.of(user)], positives.items[rows]]))
