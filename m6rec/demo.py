@@ -42,7 +42,8 @@ def run_demo(out: Path, console: Console, quick: bool = False, seed: int = 0) ->
         *(["training.num_epochs=1"] if quick else []),
     ]
     shutil.rmtree(out / "run", ignore_errors=True)
-    train_run(read_recipe("retrieval", words))
+    if train_run(read_recipe("retrieval", words))[1].interrupted:
+        raise SystemExit(130)
     console.rule("3  honest comparison")
     experiment = open_experiment(out / "run")
     compared = compare_run(experiment, "test", BASELINES[:3] if quick else BASELINES)

@@ -66,6 +66,8 @@ class Bench:
             quick = quick[:1]
         chosen = read_recipe(recipe, [f"data={dataset.folder}", f"out={out}", f"seed={seed}", *words, *quick])
         experiment, result = train_run(chosen)
+        if result.interrupted:
+            raise SystemExit(130)
         self.recipe = plain(chosen)
         self.details.setdefault("training", []).append(
             {"run": out.name, "cpu_seconds": result.cpu_seconds, "epochs": result.epochs, "best_step": result.best_step}
