@@ -84,6 +84,7 @@ def compare_run(
         UnknownNameError: no such baseline.
         ConfigError: a baseline that cannot do this task.
     """
+    _check_baselines(baselines, experiment)
     if isinstance(experiment.task, Ranking):
         return _compare_pairs(experiment, experiment.task, split, baselines, trials, name)
     assert isinstance(experiment.task, Retrieval)
@@ -105,8 +106,6 @@ def fit_baselines(
     fitted, tunings = [], {}
     for name in names:
         cls = BASELINES.load(name)
-        if not isinstance(cls, type) or not hasattr(cls, "fit"):
-            raise ConfigError(f"baseline {name!r} ranks pairs only; it goes with a ranking run")
         if getattr(cls, "search_space", None):
             tunings[name] = tune(name, train, valid, max(1, trials), seed)
             baseline = cls(tunings[name].best.config)
@@ -115,6 +114,17 @@ def fit_baselines(
         _fit(baseline, train, valid)
         fitted.append(baseline)
     return fitted, tunings
+
+
+def _check_baselines(names: Sequence[str], experiment: Experiment) -> None:
+    """Say what is wrong before anything is evaluated."""
+    pairs = isinstance(experiment.task, Ranking)
+    for name in names:
+        if hasattr(BASELINES.load(name), "fit_pairs" if pairs else "fit"):
+            continue
+        if pairs:
+            raise ConfigError(f"baseline {name!r} scores catalogues only; with a ranking run use rate, din")
+        raise ConfigError(f"baseline {name!r} ranks pairs only; it goes with a ranking run")
 
 
 def _fit(baseline: Any, train: Any, valid: Any) -> None:
@@ -135,8 +145,6 @@ def _compare_pairs(
     tunings: dict[str, Tuning] = {}
     for baseline_name in baselines:
         cls = BASELINES.load(baseline_name)
-        if not hasattr(cls, "fit_pairs"):
-            raise ConfigError(f"baseline {baseline_name!r} scores catalogues only; with a ranking run use rate, din")
         baseline: PairBaseline
         if getattr(cls, "search_space", None):
             tunings[baseline_name] = tune(baseline_name, train, valid, max(1, trials), seed)

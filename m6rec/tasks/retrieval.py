@@ -72,8 +72,8 @@ class Retrieval(Task):
         self.verb_names = tuple(verb_names)
         self.tokenizer = TextTokenizer(backbone.tokenizer)
         self.encoder = SegmentEncoder(config.item_region, config.item_readout, config.item_layers, config.item_tokens)
-        width = config.whiten or backbone.hidden_size
-        self.whitening = Whitening(backbone.hidden_size, config.whiten) if config.whiten else nn.Identity()
+        width = min(config.whiten, backbone.hidden_size) or backbone.hidden_size
+        self.whitening = Whitening(backbone.hidden_size, width) if config.whiten else nn.Identity()
         num_ids = catalogue.num_trained if config.id_residual else 0
         self.tower = ItemTower(width, config.tower_width, config.dim, num_ids, config.tower_dropout, config.id_dropout)
         self.log_temperature = nn.Parameter(

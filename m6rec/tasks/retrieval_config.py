@@ -42,7 +42,7 @@ class RetrievalConfig:
     item_vectors: Literal["cached", "epoch", "step"] = "cached"
     """Text vectors of the items: computed once, before every epoch, or in every step with gradients to the tuner."""
     whiten: int = 256
-    """Principal directions kept when text vectors are whitened; 0 = no whitening."""
+    """Principal directions kept when text vectors are whitened, all of a narrower backbone's; 0 = no whitening."""
     tower_width: int = 256
     """Hidden width of the item tower."""
     tower_dropout: float = 0.1
