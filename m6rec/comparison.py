@@ -3,8 +3,9 @@
 Knows no command line. The baselines are tuned on validation; the test period is touched once, by everybody.
 """
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +14,9 @@ from numpy.typing import NDArray
 
 from m6rec.assemble import Experiment, data_card, versions
 from m6rec.baselines import BASELINES
-from m6rec.baselines.base import Baseline, PairBaseline
 from m6rec.baselines.tuning import Tuning, tune
 from m6rec.config import plain
-from m6rec.data.histories import Histories, Judgements, Queries
+from m6rec.data.histories import Judgements, Queries
 from m6rec.data.sources.world import World, WorldConfig
 from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError
@@ -68,7 +68,7 @@ def compare_run(
     experiment: Experiment,
     split: HeldOut = "test",
     baselines: Sequence[str] = (),
-    trials: int = 1,
+    trials: int | Mapping[str, int] = 1,
     name: str = "ours",
 ) -> Compared:
     """Evaluate a run and baselines on one held-out split.
@@ -77,7 +77,7 @@ def compare_run(
         experiment: a finished run over its dataset.
         split: what is predicted.
         baselines: names on the baselines shelf.
-        trials: settings that each tunable baseline tries on validation; the first is its default.
+        trials: settings that each tunable baseline tries on validation, or how many by name; the first is its default.
         name: row name of the run.
 
     Raises:
@@ -92,28 +92,36 @@ def compare_run(
     histories = dataset.histories()
     queries, train = histories.queries(split), histories.before("train")
     rows = [evaluate(RetrievalScorer(experiment.task, experiment.backbone, name), queries, seed=seed)]
-    fitted, tunings = fit_baselines(baselines, train, histories.queries("valid"), trials, seed)
-    rows += [evaluate(baseline, queries, seed=seed) for baseline in fitted]
+    tunings: dict[str, Tuning] = {}
+    for baseline_name in baselines:
+        baseline, tuning = fit_baseline(
+            baseline_name, train, histories.queries("valid"), _trials(trials, baseline_name), seed
+        )
+        rows.append(evaluate(baseline, queries, seed=seed))
+        tunings.update({baseline_name: tuning} if tuning else {})
     oracle = WorldOracle.of(dataset)
     ceiling = evaluate(oracle, queries, seed=seed) if oracle else None
     return Compared(Report(rows, title=f"{dataset.manifest.name}, {split}", ours=name, ceiling=ceiling), tunings)
 
 
-def fit_baselines(
-    names: Sequence[str], train: Histories, valid: Queries, trials: int, seed: int
-) -> tuple[list[Baseline], dict[str, Tuning]]:
-    """Tune and fit baselines; each touches training events and validation queries only."""
-    fitted, tunings = [], {}
-    for name in names:
-        cls = BASELINES.load(name)
-        if getattr(cls, "search_space", None):
-            tunings[name] = tune(name, train, valid, max(1, trials), seed)
-            baseline = cls(tunings[name].best.config)
-        else:
-            baseline = cls()
-        _fit(baseline, train, valid)
-        fitted.append(baseline)
-    return fitted, tunings
+def fit_baseline(name: str, train: Any, valid: Any, trials: int, seed: int) -> tuple[Any, Tuning | None]:
+    """Tune and fit one baseline on training events (or pairs); validation ends training and picks settings.
+
+    Args:
+        name: on the baselines shelf.
+        train: training events or judgements.
+        valid: validation queries or judgements.
+        trials: settings to try; 1 = the default setting, without a search.
+        seed: of search and training.
+    """
+    cls = BASELINES.load(name)
+    tuning = tune(name, train, valid, trials, seed) if trials > 1 and getattr(cls, "search_space", None) else None
+    seeded = {"seed": seed} if "seed" in {field.name for field in dataclasses.fields(cls.Config)} else {}
+    baseline = cls(tuning.best.config if tuning else cls.Config(**seeded))
+    method = baseline.fit_pairs if isinstance(train, Judgements) else baseline.fit
+    # Those that train by epochs also take validation, to stop on.
+    method(*((train, valid) if "valid" in method.__annotations__ else (train,)))
+    return baseline, tuning
 
 
 def _check_baselines(names: Sequence[str], experiment: Experiment) -> None:
@@ -127,32 +135,26 @@ def _check_baselines(names: Sequence[str], experiment: Experiment) -> None:
         raise ConfigError(f"baseline {name!r} ranks pairs only; it goes with a ranking run")
 
 
-def _fit(baseline: Any, train: Any, valid: Any) -> None:
-    """Fit; one that trains by epochs also gets validation to stop on."""
-    method = baseline.fit_pairs if isinstance(train, Judgements) else baseline.fit
-    if "valid" in method.__annotations__:
-        method(train, valid)
-    else:
-        method(train)
+def _trials(trials: int | Mapping[str, int], name: str) -> int:
+    return trials if isinstance(trials, int) else trials.get(name, 1)
 
 
 def _compare_pairs(
-    experiment: Experiment, task: Ranking, split: HeldOut, baselines: Sequence[str], trials: int, name: str
+    experiment: Experiment,
+    task: Ranking,
+    split: HeldOut,
+    baselines: Sequence[str],
+    trials: int | Mapping[str, int],
+    name: str,
 ) -> Compared:
     seed = experiment.recipe.seed
     train, valid, held_out = task.pairs("train"), task.pairs("valid"), task.pairs(split)
     rows = [evaluate_pairs(RankingScorer(task, experiment.backbone, split, name), held_out)]
     tunings: dict[str, Tuning] = {}
     for baseline_name in baselines:
-        cls = BASELINES.load(baseline_name)
-        baseline: PairBaseline
-        if getattr(cls, "search_space", None):
-            tunings[baseline_name] = tune(baseline_name, train, valid, max(1, trials), seed)
-            baseline = cls(tunings[baseline_name].best.config)
-        else:
-            baseline = cls()
-        _fit(baseline, train, valid)
+        baseline, tuning = fit_baseline(baseline_name, train, valid, _trials(trials, baseline_name), seed)
         rows.append(evaluate_pairs(baseline, held_out))
+        tunings.update({baseline_name: tuning} if tuning else {})
     title = f"{experiment.dataset.manifest.name}, {split}, yes or no"
     return Compared(Report(rows, title=title, ours=name), tunings)
 

@@ -1,4 +1,4 @@
-"""Losses over vectors: contrastive in a batch, and cross entropy over a whole catalogue. They know no model and no item.
+"""Losses over vectors: contrastive in a batch, and cross entropy over a whole catalogue. No model, no item.
 
 Scores are inner products of user and item vectors that the caller has scaled (divided by the temperature).
 """

@@ -1,6 +1,6 @@
 """Amazon Beauty, LlamaRec split: leave-one-out, all items. LlamaRec-7B .0554 / .0971, LRURec .0533 / .0916."""
 
-from benches.harness import Bench
+from benches.harness import TRIALS, Bench
 
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.amazon import Amazon
@@ -17,7 +17,7 @@ def run(bench: Bench) -> None:
     rows = []
     for seed in range(bench.seeds):
         experiment = bench.train("retrieval", dataset, "retrieval-beauty", seed, WORDS)
-        rows.append(bench.compare(experiment, baselines, 1, "beauty"))
+        rows.append(bench.compare(experiment, baselines, TRIALS, "beauty"))
     bench.collect(rows, METRICS)
     # What the id residual gives: the same recipe by text alone, one seed.
     experiment = bench.train("retrieval", dataset, "text-only", 0, [*WORDS, "task.id_residual=false"])

@@ -3,7 +3,7 @@
 Published, most likely in file order: SASRec .0522 / .0993, LRURec .0705 / .1426, LlamaRec-7B .0759 / .1524.
 """
 
-from benches.harness import Bench
+from benches.harness import TRIALS, Bench
 
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
@@ -23,7 +23,7 @@ def run(bench: Bench) -> None:
             config = PrepareConfig(ties=ties, seed=seed, k_core=0 if bench.quick else 5)
             dataset = bench.prepare(source, f"movies-{ties}-{seed}", config)
             experiment = bench.train("retrieval", dataset, f"retrieval-movies-{ties}", seed, WORDS)
-            rows.append(bench.compare(experiment, baselines, 1, f"movies-{ties}"))
+            rows.append(bench.compare(experiment, baselines, TRIALS, f"movies-{ties}"))
         bench.collect(rows, METRICS, prefix=f"{ties}_")
         if not bench.quick:
             bench.ratio(f"{ties}_ours_over_sasrec", f"{ties}_ours_ndcg@10", f"{ties}_sasrec_ndcg@10")
