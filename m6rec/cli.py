@@ -147,7 +147,7 @@ def evaluate(
     console.print(compared.report.table())
     answer = compared.to_dict(experiment)
     if ranker:
-        reranked = compare_reranked(experiment, open_experiment(ranker, data), split)
+        reranked = compare_reranked(experiment, open_experiment(ranker, data), held_out)
         console.print(reranked.table())
         answer["reranked"] = reranked.to_dict()
     _write_json(json_file, lambda: answer)

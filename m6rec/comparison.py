@@ -184,7 +184,8 @@ def compare_reranked(
     scorer = RetrievalScorer(experiment.task, experiment.backbone, name)
     found = evaluate(scorer, queries, cutoffs=(depth,), seed=seed).lists
     second = RankingScorer(ranker.task, ranker.backbone, split, f"{name} + ranker")
-    rows = [evaluate(row, queries, candidates=found, include_targets=False, seed=seed) for row in (scorer, second)]
+    scorers: tuple[Any, Any] = (scorer, second)
+    rows = [evaluate(row, queries, candidates=found, include_targets=False, seed=seed) for row in scorers]
     title = f"{experiment.dataset.manifest.name}, {split}, the order of {depth} retrieved items"
     return Report(rows, title=title, ours=rows[1].name)
 

@@ -22,7 +22,7 @@ from m6rec.errors import ConfigError
 from m6rec.recipe import read_recipe
 
 console = Console(stderr=True)
-# Counting baselines are searched in seconds; SASRec's default setting is the outcome of a search on Beauty's validation.
+# Counting baselines are searched in seconds; SASRec's default is the outcome of a search on Beauty's validation.
 TRIALS = {"itemknn": 8, "markov": 8, "als": 4}
 
 
