@@ -143,7 +143,8 @@ def evaluate(
     if split not in ("valid", "test"):
         raise UnknownNameError("split", split, ("valid", "test"))
     experiment = open_experiment(run, data)
-    compared = compare_run(experiment, split, _parts(baselines, ","), trials)  # type: ignore[arg-type]
+    held_out: Any = split
+    compared = compare_run(experiment, held_out, _parts(baselines, ","), trials)
     console.print(compared.report.table())
     answer = compared.to_dict(experiment)
     if ranker:
