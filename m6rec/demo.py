@@ -39,7 +39,7 @@ def run_demo(out: Path, console: Console, quick: bool = False, seed: int = 0) ->
         f"data={out / 'data'}",
         f"out={out / 'run'}",
         f"seed={seed}",
-        *(["training.num_epochs=1"] if quick else []),
+        f"training.num_epochs={1 if quick else 8}",
     ]
     shutil.rmtree(out / "run", ignore_errors=True)
     if train_run(read_recipe("retrieval", words))[1].interrupted:
