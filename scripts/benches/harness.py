@@ -63,7 +63,7 @@ class Bench:
     def train(self, recipe: str, dataset: Dataset, name: str, seed: int, words: Sequence[str] = ()) -> Experiment:
         """Train a recipe on a dataset."""
         out = self.work / f"{name}-{seed}"
-        quick = ["training.max_steps=4", "task.item_layers=1"] if self.quick else []
+        quick = ["training.max_steps=4", "task.item_layers=1", "task.item_tokens=12"] if self.quick else []
         if recipe == "ranking":
             quick = quick[:1]
         chosen = read_recipe(recipe, [f"data={dataset.folder}", f"out={out}", f"seed={seed}", *words, *quick])
