@@ -119,7 +119,8 @@ def train(
         return
     console.print(
         f"{chosen.out}: {result.steps} steps, {result.epochs:.1f} epochs, "
-        f"{result.seconds:.0f} s ({result.cpu_seconds:.0f} CPU-s)"
+        f"{result.seconds:.0f} s ({result.cpu_seconds:.0f} CPU-s)",
+        soft_wrap=True,
     )
 
 
