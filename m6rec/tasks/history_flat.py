@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.tasks.windows import Window
-from m6rec.text.batch import TokenBatch, collate
+from m6rec.text.batch import TokenBatch, branch_ends, collate
 from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer
@@ -107,8 +107,7 @@ class FlatHistory(nn.Module):
         ]
         trees = self.tokenizer.layouts(layouts, self.max_tokens)
         tokens = collate(trees, self.tokenizer.pad_id)
-        last = (tokens.branches > 0) & tokens.keep & (_next(tokens.branches) != tokens.branches)
-        rows, columns = last.nonzero(as_tuple=True)
+        rows, columns = branch_ends(tokens)
         width = max((max(counts, default=0) for counts in seen), default=0)
         met = torch.full((len(rows), max(width, 1)), -1, dtype=torch.long)
         place = 0
@@ -124,8 +123,3 @@ class FlatHistory(nn.Module):
         states = backbone(batch.tokens)
         vectors: Tensor = self.project(states[batch.rows, batch.columns])
         return vectors
-
-
-def _next(branches: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
-    """Return the branch of the token after each one; -1 after the last."""
-    return torch.cat([branches[:, 1:], torch.full_like(branches[:, :1], -1)], dim=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from m6rec.data.histories import Histories, Judgements
 from m6rec.data.statistics import CROSS_NAMES, ItemStatistics
-from m6rec.text.batch import TokenBatch, collate
+from m6rec.text.batch import TokenBatch, branch_ends, collate
 from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer, TokenizedLayout
@@ -164,8 +164,7 @@ def ranking_batch(
 ) -> RankingBatch:
     """Pad trees into one batch; pairs are in the order of the trees' branches."""
     tokens = collate(trees, pad_id)
-    following = torch.cat([tokens.branches[:, 1:], torch.full_like(tokens.branches[:, :1], -1)], dim=1)
-    rows, columns = ((tokens.branches > 0) & tokens.keep & (following != tokens.branches)).nonzero(as_tuple=True)
+    rows, columns = branch_ends(tokens)
     answers = np.concatenate(labels) if labels is not None else np.zeros(len(rows))
     return RankingBatch(
         tokens=tokens,

@@ -69,3 +69,10 @@ def collate(layouts: Sequence[TokenizedLayout], pad_id: int) -> TokenBatch:
         branches=padded("branches", 0),
         segments=padded("segments", 0),
     )
+
+
+def branch_ends(tokens: TokenBatch) -> tuple[Int[Tensor, " branches"], Int[Tensor, " branches"]]:
+    """Return row and column of every branch's last token, row by row and branch by branch: where it is read."""
+    following = torch.cat([tokens.branches[:, 1:], torch.full_like(tokens.branches[:, :1], -1)], dim=1)
+    rows, columns = ((tokens.branches > 0) & tokens.keep & (following != tokens.branches)).nonzero(as_tuple=True)
+    return rows, columns
