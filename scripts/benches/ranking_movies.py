@@ -13,9 +13,9 @@ def run(bench: Bench) -> None:
     rows = []
     for seed in range(bench.seeds):
         dataset = bench.prepare(source, f"ranking-{seed}", PrepareConfig(split="temporal", seed=seed))
-        words = ["task.threshold=4", "task.history_dropout=0.5", "training.max_cpu_seconds=900"]
+        words = ["task.threshold=4", "task.history_dropout=0.5", "training.max_cpu_seconds=400"]
         experiment = bench.train("ranking", dataset, "ranking-movies", seed, words)
-        rows.append(bench.compare(experiment, ("rate",) if bench.quick else ("rate", "din"), 3, "movies"))
+        rows.append(bench.compare(experiment, ("rate",) if bench.quick else ("rate", "din"), 2, "movies"))
     bench.collect(rows, METRICS)
     if not bench.quick:
         bench.ratio("ours_over_din", "ours_auc", "din_auc")
