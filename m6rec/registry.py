@@ -8,11 +8,15 @@ This module knows no plug-in.
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
 from m6rec.errors import ConfigError, UnknownNameError
+
+# A docstring's source runs to the next blank line or label.
+_SOURCE = re.compile(r"Source:\**\s*(.+?)(?=\n\s*\n|\n\**[A-Z]\w+:|\Z)", re.DOTALL)
 
 
 class Registry(Mapping[str, str]):
@@ -82,5 +86,6 @@ class Registry(Mapping[str, str]):
     def describe(self, name: str) -> tuple[str, str]:
         """Return the first line of a plug-in's docstring and its ``Source:`` (empty where it has none)."""
         text = inspect.getdoc(self.load(name)) or ""
-        source = next((line.split("Source:", 1)[1].strip() for line in text.splitlines() if "Source:" in line), "")
+        found = _SOURCE.search(text)
+        source = " ".join(found.group(1).split()) if found else ""
         return text.partition("\n")[0], source.strip("* ")
