@@ -23,6 +23,7 @@ from m6rec.config import plain
 from m6rec.data.histories import Judgements, Queries
 from m6rec.data.statistics import ItemStatistics, StatisticsConfig
 from m6rec.errors import DataError, RunError
+from m6rec.nn.heads import NumberHead
 from m6rec.tasks.base import Loss, Material, Task
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.heads import load_heads, read_names, save_heads
@@ -66,7 +67,8 @@ class RankingConfig:
     loss: Literal["pointwise", "listwise"] = "pointwise"
     """Cross entropy of each yes or no, or of the yes among all candidates of its tree."""
     numbers: bool = True
-    """Whether the statistics also reach the head as numbers, beside their words in the prompt."""
+    """Whether the statistics also reach the head as numbers, beside their words in the prompt. Training then starts
+    from what the numbers say alone, and the language model learns the rest."""
     smoothing: float = 10.0
     """How many events of average success an item's rate starts with."""
     prompt: str = "ranking"
@@ -94,9 +96,7 @@ class Ranking(Task):
         self.norm = nn.LayerNorm(backbone.hidden_size)
         self.head = nn.Linear(backbone.hidden_size, 2)
         nn.init.zeros_(self.head.weight)
-        self.numbers = (
-            nn.Sequential(nn.Linear(NUM_FEATURES, 32), nn.GELU(), nn.Linear(32, 1)) if config.numbers else None
-        )
+        self.numbers = NumberHead(NUM_FEATURES) if config.numbers else None
         self.register_buffer("item_statistics", torch.full((len(catalogue), 2), float("nan"), dtype=torch.float64))
         self._material: Material | None = None
         self._train: Judgements | None = None
@@ -120,6 +120,9 @@ class Ranking(Task):
         task.item_statistics.copy_(
             torch.from_numpy(np.stack([counted["popularity"], counted["positive_rate"]], axis=1))
         )
+        if task.numbers is not None and len(task._train):
+            pairs, numbers = task._training_pairs()
+            task.numbers.fit(torch.from_numpy(features(numbers)), torch.from_numpy(pairs.labels), material.seed)
         return task
 
     @property
@@ -157,12 +160,16 @@ class Ranking(Task):
             self._statistics[split] = ItemStatistics(dataset.histories(), self.catalogue.records, config, split, judged)
         return self._statistics[split]
 
+    def _training_pairs(self) -> tuple[Judgements, dict[str, NDArray[np.float64]]]:
+        """Return the training pairs and their numbers, a share of them as if the user were new."""
+        assert self._train is not None
+        numbers = pair_statistics(self.statistics_for("train"), self._train, past_only=True)
+        return without_history(self._train, numbers, self.config.history_dropout, self.material.seed)
+
     def examples(self) -> datasets.Dataset:
         """Return the training trees, tokenised once into a memory-mapped dataset."""
-        assert self._train is not None
-        material, pairs = self.material, self._train
-        statistics = pair_statistics(self.statistics_for("train"), pairs, past_only=True)
-        pairs, statistics = without_history(pairs, statistics, self.config.history_dropout, material.seed)
+        material = self.material
+        pairs, statistics = self._training_pairs()
         groups = slates(pairs, self.config.max_events, self.config.max_branches)
         if not groups:
             raise DataError("no labelled pairs in the training period; look at the threshold and the split")
