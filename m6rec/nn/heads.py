@@ -45,3 +45,5 @@ class NumberHead(nn.Module):
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+        # Whoever trains on must not find the last gradient of this here.
+        self.zero_grad(set_to_none=True)
