@@ -3,7 +3,6 @@
 Knows no command line. The baselines are tuned on validation; the test period is touched once, by everybody.
 """
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 
 from m6rec.assemble import Experiment, data_card, versions
 from m6rec.baselines import BASELINES
-from m6rec.baselines.tuning import Tuning, tune
+from m6rec.baselines.tuning import Tuning, fit, seeded, tune
 from m6rec.config import plain
-from m6rec.data.histories import Judgements, Queries
+from m6rec.data.histories import Queries
 from m6rec.data.sources.world import World, WorldConfig
 from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError
@@ -116,11 +115,8 @@ def fit_baseline(name: str, train: Any, valid: Any, trials: int, seed: int) -> t
     """
     cls = BASELINES.load(name)
     tuning = tune(name, train, valid, trials, seed) if trials > 1 and getattr(cls, "search_space", None) else None
-    seeded = {"seed": seed} if "seed" in {field.name for field in dataclasses.fields(cls.Config)} else {}
-    baseline = cls(tuning.best.config if tuning else cls.Config(**seeded))
-    method = baseline.fit_pairs if isinstance(train, Judgements) else baseline.fit
-    # Those that train by epochs also take validation, to stop on.
-    method(*((train, valid) if "valid" in method.__annotations__ else (train,)))
+    baseline = cls(tuning.best.config if tuning else cls.Config(**seeded(cls.Config, seed)))
+    fit(baseline, train, valid)
     return baseline, tuning
 
 

@@ -101,7 +101,7 @@ def tune(
     space = {key: values for key, values in cls.search_space.items() if key not in (fixed or {})}
     results: list[Trial] = []
     for setting in _settings(space, trials, seed):
-        config = cls.Config(**{**_seeded(cls.Config, seed), **(fixed or {}), **setting})
+        config = cls.Config(**{**seeded(cls.Config, seed), **(fixed or {}), **setting})
         started = time.perf_counter()
         baseline = cls(config)
         value = _fit_and_judge(baseline, train, valid)
@@ -122,16 +122,22 @@ def _settings(space: Mapping[str, tuple[Any, ...]], trials: int, seed: int) -> l
     return settings
 
 
-def _seeded(config: type, seed: int) -> dict[str, Any]:
+def seeded(config: type, seed: int) -> dict[str, Any]:
+    """Return the config's ``seed`` setting, nothing where it has none."""
     return {"seed": seed} if "seed" in getattr(config, "__dataclass_fields__", {}) else {}
 
 
-def _fit_and_judge(baseline: Any, train: Histories | Judgements, valid: Queries | Judgements) -> float:
-    if isinstance(valid, Judgements):
-        baseline.fit_pairs(train, valid)
-        return auc(valid.labels, baseline.score_pairs(valid))
-    if "valid" in inspect.signature(baseline.fit).parameters:
-        baseline.fit(train, valid)
+def fit(baseline: Any, train: Histories | Judgements, valid: Queries | Judgements) -> None:
+    """Fit on events or pairs; a baseline that trains by epochs also takes validation, to stop on."""
+    method = baseline.fit_pairs if isinstance(train, Judgements) else baseline.fit
+    if "valid" in inspect.signature(method).parameters:
+        method(train, valid)
     else:
-        baseline.fit(train)
+        method(train)
+
+
+def _fit_and_judge(baseline: Any, train: Histories | Judgements, valid: Queries | Judgements) -> float:
+    fit(baseline, train, valid)
+    if isinstance(valid, Judgements):
+        return auc(valid.labels, baseline.score_pairs(valid))
     return mean_ndcg(baseline.score, valid)

@@ -69,7 +69,6 @@ def _options(given: float | None, grid: tuple[float, ...]) -> tuple[float, ...]:
 
 def _met(queries: Queries) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return (row, item) of everything in the queries' histories."""
-    spans = [queries.history.items[queries.history.of(user)] for user in queries.users.tolist()]
-    items = np.concatenate(spans)
-    rows = np.repeat(np.arange(len(spans)), [len(span) for span in spans])
+    rows, events = queries.history.events_of(queries.users)
+    items = queries.history.items[events]
     return rows[items >= 0], items[items >= 0]

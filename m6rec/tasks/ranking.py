@@ -100,6 +100,7 @@ class Ranking(Task):
         self.register_buffer("item_statistics", torch.full((len(catalogue), 2), float("nan"), dtype=torch.float64))
         self._material: Material | None = None
         self._train: Judgements | None = None
+        self._rows: datasets.Dataset | None = None
         self._statistics: dict[str, ItemStatistics] = {}
 
     @classmethod
@@ -168,6 +169,8 @@ class Ranking(Task):
 
     def examples(self) -> datasets.Dataset:
         """Return the training trees, tokenised once into a memory-mapped dataset."""
+        if self._rows is not None:  # the loop asks before every epoch
+            return self._rows
         material = self.material
         pairs, statistics = self._training_pairs()
         groups = slates(pairs, self.config.max_events, self.config.max_branches)
@@ -196,7 +199,7 @@ class Ranking(Task):
 
     def lengths(self) -> Sequence[int]:
         """Return each tree's number of tokens."""
-        lengths: list[int] = pc.list_value_length(self._rows.data["ids"]).to_pylist()
+        lengths: list[int] = pc.list_value_length(self.examples().data["ids"]).to_pylist()
         return lengths
 
     def collate(self, examples: list[Mapping[str, Any]]) -> RankingBatch:
