@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.resolve import resolve_backbone
@@ -37,6 +38,8 @@ from m6rec.tuners.state import TrainedShare, trained_share
 
 RUN_FORMAT = 1
 VALIDATION_USERS = 4000
+# A pair costs a pass over words: some thousand settle which weights are better.
+VALIDATION_PAIRS = 4000
 PACKAGES = ("m6rec", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 logger = logging.getLogger(__name__)
 
@@ -91,35 +94,43 @@ def train_run(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, Trai
     experiment = build(recipe)
     share = trained_share(experiment.backbone)
     logger.info("backbone %s: %s", recipe.backbone.name, share)
-    judge = validator(experiment) if recipe.training.evaluate_every is not None else None
+    training, judge = recipe.training, None
+    if training.evaluate_every is not None and (judge := validator(experiment)) is None:
+        logger.warning("the dataset holds nothing out for validation: the last weights are kept, whatever their worth")
+        training = training.without_evaluation()
     if _is_main_process():
         _claim(out, recipe)
-    result = train(experiment.task, experiment.backbone, recipe.training, out, resume=resume, evaluate=judge)
+    result = train(experiment.task, experiment.backbone, training, out, resume=resume, evaluate=judge)
     if not result.interrupted and _is_main_process():
         experiment.task.finish(experiment.backbone)
         write_run(experiment, result, share)
     return experiment, result
 
 
-def validator(experiment: Experiment) -> Evaluate:
-    """Return step -> validation figures, on a seeded sample of what was held out for it.
-
-    Raises:
-        ConfigError: the dataset holds nothing out for validation.
-    """
+def validator(experiment: Experiment) -> Evaluate | None:
+    """Return step -> validation figures, on a seeded sample of what was held out for it; ``None`` = nothing was."""
     task, backbone, seed = experiment.task, experiment.backbone, experiment.recipe.seed
     rng = np.random.default_rng(seed)
     if isinstance(task, Ranking):
         pairs = task.pairs("valid")
-        _check_held_out(len(pairs))
-        users = rng.permutation(np.unique(pairs.users))[:VALIDATION_USERS]
-        sample = pairs.take(np.flatnonzero(np.isin(pairs.users, users)))
+        sample = pairs.take(_some_users(pairs.users, rng, VALIDATION_PAIRS))
+        if not len(sample):
+            return None
         return lambda _: evaluate_pairs(RankingScorer(task, backbone, "valid"), sample).means()
     queries = experiment.dataset.histories().queries("valid")
-    _check_held_out(len(queries))
     chosen = queries.take(np.sort(rng.permutation(len(queries))[:VALIDATION_USERS]))
     assert isinstance(task, Retrieval)
+    if not len(chosen):
+        return None
     return lambda _: evaluate(RetrievalScorer(task, backbone), chosen, seed=seed).means()
+
+
+def _some_users(users: NDArray[np.int32], rng: np.random.Generator, at_most: int) -> NDArray[np.int64]:
+    """Return the rows of whole users, drawn until they have ``at_most`` rows together."""
+    names, counts = np.unique(users, return_counts=True)
+    order = rng.permutation(len(names))
+    kept = np.cumsum(counts[order]) - counts[order] < at_most
+    return np.flatnonzero(np.isin(users, names[order[kept]]))
 
 
 def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) -> None:
@@ -261,14 +272,6 @@ def _tuned(recipe: Recipe) -> tuple[Backbone, Tuner]:
 def _tuner(recipe: Recipe) -> Any:
     kind, config = plugin("tuner", recipe.tuner)
     return kind(config)
-
-
-def _check_held_out(count: int) -> None:
-    if not count:
-        raise ConfigError(
-            "training.evaluate_every is set, but the dataset holds nothing out for validation; prepare it with another "
-            "split, or set training.evaluate_every=null training.select_on=null training.patience=null"
-        )
 
 
 def _check_tuner_is_used(recipe: Recipe) -> None:

@@ -331,15 +331,6 @@ class TestBuild:
         assert 0 <= figures["ndcg@10"] <= 1
         assert 0 <= validator(build(recipe("ranking")))(0)["auc"] <= 1
 
-    def test_nothing_to_validate_on_is_told_with_what_to_set(self, recipe, tmp_path):
-        data = prepare_shop(tmp_path / "ratio", shop_events(12), split="ratio", split_shares=(1.0, 0.0, 0.0))
-        with pytest.raises(ConfigError, match="evaluate_every") as caught:
-            train_run(recipe("retrieval", f"data={data}"))
-        words = [word for word in str(caught.value).replace(",", " ").split() if "=" in word]
-        assert words
-        experiment, _ = train_run(recipe("retrieval", f"data={data}", "training.max_steps=1", *words))
-        assert experiment.task.catalogue.vectors is not None
-
 
 def build_ready(recipe):
     experiment = build(recipe)

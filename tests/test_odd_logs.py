@@ -5,15 +5,14 @@ import pytest
 from m6rec.api import load
 from m6rec.assemble import open_experiment, train_run
 from m6rec.comparison import compare_run
-from m6rec.data.prepare import prepare
+from m6rec.data.prepare import PrepareConfig, prepare
 from m6rec.data.sources.table import CsvSource
-from m6rec.errors import ConfigError, DataError
+from m6rec.errors import DataError
 from m6rec.recipe import read_recipe
 from tests.little_shop import SMALL
 
 HEAD = "user,item,timestamp,rating,title"
 TWO = [f"u{user},i{item},{100 * item},{1 + item},soft {item}" for user in range(2) for item in range(5)]
-UNTESTED = ["training.evaluate_every=null", "training.select_on=null", "training.patience=null"]
 LOGS = {
     "one user": [f"u,i{item},{item},5,red {item}" for item in range(6)],
     "one item": [f"u{user},i,{time},4,blue lamp" for user in range(4) for time in range(4)],
@@ -28,9 +27,11 @@ LOGS = {
 
 @pytest.fixture
 def dataset(tmp_path):
-    def made(lines):
+    def made(lines, **settings):
         (tmp_path / "log.csv").write_text("\n".join([HEAD, *lines]) + "\n")
-        prepare(CsvSource(CsvSource.Config(path=str(tmp_path / "log.csv"))), tmp_path / "data")
+        prepare(
+            CsvSource(CsvSource.Config(path=str(tmp_path / "log.csv"))), tmp_path / "data", PrepareConfig(**settings)
+        )
         return tmp_path / "data"
 
     return made
@@ -62,7 +63,14 @@ def test_ranking_trains_and_answers(dataset, tiny_folder, tmp_path, name):
 def test_too_little_to_learn_from_says_so(dataset, tiny_folder, tmp_path):
     data = dataset(["u0,i0,1,5,red", "u1,i1,1,5,blue", "u2,i0,2,5,red"])
     words = [f"data={data}", f"out={tmp_path / 'run'}", f"backbone.name={tiny_folder}", *SMALL["retrieval"]]
-    with pytest.raises(ConfigError, match=" ".join(UNTESTED)):
-        train_run(read_recipe("retrieval", words))
     with pytest.raises(DataError, match="no training examples"):
-        train_run(read_recipe("retrieval", [*words, *UNTESTED]))
+        train_run(read_recipe("retrieval", words))
+
+
+def test_a_log_with_nothing_held_out_keeps_the_last_weights_and_says_so(dataset, tiny_folder, tmp_path, caplog):
+    data = dataset(TWO, split="temporal", split_shares=(0.8, 0.0, 0.2))
+    words = [f"data={data}", f"out={tmp_path / 'run'}", f"backbone.name={tiny_folder}", *SMALL["retrieval"]]
+    _, result = train_run(read_recipe("retrieval", [*words, "training.num_epochs=2"]))
+    assert (result.epochs, result.best_step) == (2, None)
+    assert "nothing out for validation" in caplog.text
+    assert load(tmp_path / "run").recommend("soft 1", k=1)

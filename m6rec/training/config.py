@@ -1,7 +1,7 @@
 """The settings of a training run. This module knows no task, backbone or loop."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from m6rec.errors import ConfigError
@@ -58,6 +58,8 @@ class TrainingConfig:
     """Seed of the order of examples and of every draw in a step, such as dropout. Changes results."""
     evaluate_every: Every = None
     """Evaluate every so many steps, or every epoch, and once at the end; null = never. Changes speed only."""
+    evaluate_first: bool = False
+    """Evaluate before the first step as well, so that select_on may keep the start. Changes results."""
     select_on: str | None = None
     """Validation figure whose best weights are kept at the end, e.g. ndcg@10; null = the last weights. Changes
     results."""
@@ -89,15 +91,21 @@ class TrainingConfig:
         """
         return self.batch_size or min(256, max(8, num_examples // 60))
 
+    def without_evaluation(self) -> "TrainingConfig":
+        """Return the same training where there is nothing to validate on."""
+        return replace(self, evaluate_every=None, evaluate_first=False, select_on=None, patience=None)
+
     def _problems(self) -> list[str | None]:
         limits = (self.num_epochs, self.max_steps, self.max_cpu_seconds)
         endless = "training would never end: set num_epochs, max_steps or max_cpu_seconds"
         unnamed = "patience needs select_on: name the validation figure, e.g. select_on=ndcg@10"
         unseen = "select_on needs evaluate_every: set a number of steps, or epoch"
+        unrepeated = "evaluate_first needs evaluate_every: set a number of steps, or epoch"
         return [
             endless if limits == (None, None, None) else None,
             unnamed if self.patience is not None and self.select_on is None else None,
             unseen if self.select_on is not None and self.evaluate_every is None else None,
+            unrepeated if self.evaluate_first and self.evaluate_every is None else None,
             *(
                 self._positive(name, whole=True)
                 for name in ("num_epochs", "max_steps", "batch_size", "gradient_accumulation", "patience")

@@ -84,6 +84,8 @@ def train(
     run = Run(task, backbone, config, Path(out), evaluate)
     run.start(resume)
     with Interrupts() as interrupts, run.progress:
+        if config.evaluate_first:
+            run.open_epoch()  # the task may be asked only after its refresh
         run.evaluate_if_due()
         while not (reason := run.reason()):
             run.open_epoch()

@@ -194,7 +194,8 @@ class Run:
         """Evaluate the weights that would be kept now, unless that has been done."""
         state, every = self.state, self.config.evaluate_every
         reason = self.reason()
-        due = self.state.is_due(every) or (every is not None and reason is not None)
+        first = self.config.evaluate_first and state.step == 0
+        due = first or state.is_due(every) or (every is not None and reason is not None)
         if not due or reason == "interrupted" or state.evaluated_step == state.step:
             return
         try:

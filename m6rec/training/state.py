@@ -19,7 +19,7 @@ class State:
         batch: the next batch of that epoch.
         seconds: wall time so far.
         cpu_seconds: CPU time so far, over all processes.
-        evaluated_step: when the weights were last evaluated.
+        evaluated_step: when the weights were last evaluated; -1 = never.
         best: best value of ``select_on``.
         best_step: when that was.
         worse: evaluations since then.
@@ -33,7 +33,7 @@ class State:
     batch: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    evaluated_step: int = 0
+    evaluated_step: int = -1
     best: float | None = None
     best_step: int | None = None
     worse: int = 0

@@ -266,6 +266,15 @@ def test_the_best_weights_are_kept(toys, tmp_path):
     assert torch.equal(task.head.weight, met[12])
 
 
+def test_the_start_is_kept_where_training_only_harms(toys, tmp_path):
+    task, backbone = toys()
+    before = task.head.weight.detach().clone()
+    config = replace(PLAIN, evaluate_every="epoch", evaluate_first=True, select_on="loss", select_lowest=True)
+    result = train(task, backbone, config, tmp_path, evaluate=lambda step: {"loss": float(step)})
+    assert (result.best, result.best_step) == (0.0, 0)
+    assert torch.equal(task.head.weight, before)
+
+
 @pytest.mark.parametrize(("lowest", "best_step", "steps"), [(True, 1, 3), (False, 4, 6)])
 def test_patience(toys, tmp_path, lowest, best_step, steps):
     figures = [1.0, float("nan"), 1.5, 2.0, 1.0, 1.0]
