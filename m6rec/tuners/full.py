@@ -49,7 +49,7 @@ class FullTuner:
     def save(self, folder: Path) -> None:
         """Write all weights (``model.safetensors``) and the control tokens' rows."""
         backbone = attached(self._before).backbone
-        save_control(backbone, folder, self.method)
+        save_control(backbone, folder, self.method, self.config)
         weights = {name: weight.detach().cpu().contiguous() for name, weight in backbone.model.named_parameters()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 

@@ -43,7 +43,7 @@ class NoTuner:
 
     def save(self, folder: Path) -> None:
         """Write the control tokens' rows and the name of the base model."""
-        save_control(attached(self._before).backbone, folder, self.method)
+        save_control(attached(self._before).backbone, folder, self.method, self.config)
 
     def load(self, folder: Path) -> None:
         """Read the control tokens' rows.

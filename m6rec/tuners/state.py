@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
+from m6rec.config import plain
 from m6rec.errors import TunerError
 from m6rec.text.segments import CONTROL_TOKENS
 
@@ -113,11 +115,51 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def save_control(backbone: Backbone, folder: Path, method: str) -> None:
-    """Write the control tokens' rows, with the tuner's method and the base model's fingerprint, into ``folder``."""
+def save_control(backbone: Backbone, folder: Path, method: str, config: Any = None) -> None:
+    """Write the control tokens' rows into ``folder``, with a card that says what made them.
+
+    Args:
+        backbone: whose rows, and whose fingerprint.
+        folder: made where it is missing.
+        method: shelf name of the tuner.
+        config: the tuner's settings, so that the adapter opens without its recipe.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     card = {"method": method, "fingerprint": backbone.fingerprint, "tokens": json.dumps(CONTROL_TOKENS)}
+    if config is not None:
+        card["settings"] = json.dumps(plain(config))
     save_file({"control": backbone.control.detach().cpu().contiguous()}, folder / CONTROL_FILE, metadata=card)
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What a saved adapter says of itself.
+
+    Args:
+        method: shelf name of the tuner that made it.
+        fingerprint: hash of the pretrained weights that it was trained on.
+        settings: the tuner's settings; empty in an adapter that was saved before they were written down.
+    """
+
+    method: str
+    fingerprint: str
+    settings: dict[str, Any]
+
+
+def read_adapter_card(folder: Path) -> AdapterCard:
+    """Return what the adapter in ``folder`` says of itself.
+
+    Raises:
+        TunerError: no adapter of ours there, or a damaged one.
+    """
+    _, card = read_tensors(folder / CONTROL_FILE)
+    try:
+        return AdapterCard(card["method"], card["fingerprint"], json.loads(card.get("settings", "{}")))
+    except (KeyError, ValueError) as error:
+        raise TunerError(
+            f"{folder / CONTROL_FILE} is damaged (its card has no readable {error}); copy it again from where it was "
+            "saved"
+        ) from error
 
 
 def read_control(backbone: Backbone, folder: Path, method: str) -> Float[Tensor, "4 hidden"]:
