@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Family
+from m6rec.backbones.sites import Sites, Span
 from m6rec.errors import BackboneError
 
 
@@ -39,6 +40,12 @@ def _enter_t5(
     return model.encoder.dropout(rows)  # positions bias the scores of every layer instead
 
 
+def _enter_nextitnet(
+    model: Any, rows: Float[Tensor, "batch tokens hidden"], positions: Int[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens hidden"]:
+    return model.dropout(rows)  # a convolution knows its neighbours by their columns
+
+
 @dataclass(frozen=True)
 class Anatomy:
     """The parts of one family, as dotted paths into its model.
@@ -49,6 +56,7 @@ class Anatomy:
         tokens: the token embedding.
         layers: the layers, one path a stack (T5 has two).
         norms: what stands after each stack; ``None`` = nothing.
+        sites: where something trained can be put into a layer of each stack, as paths into the layer.
         enter: model, token rows, positions -> input of the first layer.
         head: the language-model head; ``None`` = tied to the token embedding.
         rotary: the module that turns positions into cosines and sines; ``None`` = none.
@@ -61,11 +69,17 @@ class Anatomy:
     tokens: str
     layers: tuple[str, ...]
     norms: tuple[str | None, ...]
+    sites: tuple[Sites, ...]
     enter: Callable[[Any, Tensor, Tensor], Tensor]
     head: str | None = None
     rotary: str | None = None
     max_tokens: str | int = "max_position_embeddings"
     conv1d: bool = False
+
+
+def _contained(attention: tuple[str, ...], feed_forward: str, output: str) -> Sites:
+    """Return the sites of a layer whose feed-forward is one module."""
+    return Sites(attention, (f"{feed_forward}.{output}",), (Span(feed_forward, feed_forward),))
 
 
 _ROTARY = Anatomy(
@@ -74,6 +88,7 @@ _ROTARY = Anatomy(
     tokens="model.embed_tokens",
     layers=("model.layers",),
     norms=("model.norm",),
+    sites=(_contained(("self_attn.o_proj",), "mlp", "down_proj"),),
     enter=_enter_rotary,
     head="lm_head",
     rotary="model.rotary_emb",
@@ -86,6 +101,7 @@ ANATOMIES: dict[str, Anatomy] = {
         tokens="embeddings.word_embeddings",
         layers=("encoder.layer",),
         norms=(None,),
+        sites=(Sites(("attention.output.dense",), ("output.dense",), (Span("intermediate", "output.dense"),)),),
         enter=_enter_bert,
     ),
     "gpt2": Anatomy(
@@ -94,11 +110,22 @@ ANATOMIES: dict[str, Anatomy] = {
         tokens="transformer.wte",
         layers=("transformer.h",),
         norms=("transformer.ln_f",),
+        sites=(_contained(("attn.c_proj",), "mlp", "c_proj"),),
         enter=_enter_gpt2,
         head="lm_head",
         conv1d=True,
     ),
     "llama": _ROTARY,
+    "nextitnet": Anatomy(
+        family="convolution",
+        auto="AutoModel",
+        tokens="items",
+        layers=("blocks",),
+        norms=(None,),
+        sites=(Sites(("first.taps",), ("second.taps",), (Span("first", "first"), Span("second", "second"))),),
+        enter=_enter_nextitnet,
+        max_tokens="receptive_field",
+    ),
     "qwen3": _ROTARY,
     "t5": Anatomy(
         family="seq2seq",
@@ -106,6 +133,10 @@ ANATOMIES: dict[str, Anatomy] = {
         tokens="shared",
         layers=("encoder.block", "decoder.block"),
         norms=("encoder.final_layer_norm", "decoder.final_layer_norm"),
+        sites=(
+            _contained(("layer.0.SelfAttention.o",), "layer.1.DenseReluDense", "wo"),
+            _contained(("layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"), "layer.2.DenseReluDense", "wo"),
+        ),
         enter=_enter_t5,
         head="lm_head",
         max_tokens=512,  # relative positions have no end; this is the length T5 was trained on

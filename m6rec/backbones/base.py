@@ -10,9 +10,10 @@ from typing import Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from m6rec.backbones.sites import Sites
 from m6rec.text.batch import TokenBatch
 
-Family = Literal["encoder", "causal", "seq2seq"]
+Family = Literal["encoder", "causal", "seq2seq", "convolution"]
 
 
 class Backbone(nn.Module, ABC):
@@ -96,6 +97,10 @@ class Backbone(nn.Module, ABC):
     def logits(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape vocabulary"]:
         """Apply the language-model head; column ``i`` is the tokenizer's id ``i``, the control tokens stand last."""
 
+    def sites(self) -> Sequence[Sites]:
+        """Return where each layer, in the order of the walk, can be added to; none = nothing can be put in."""
+        return ()
+
     def forward(self, batch: TokenBatch, layers: Sequence[int] | None = None) -> Float[Tensor, "batch tokens hidden"]:
         """Walk over ``layers`` (default: all) under the tree mask of ``batch`` and return the normed states."""
         mask = self.mask(batch)
@@ -163,3 +168,7 @@ class WrappedBackbone(Backbone):
     def logits(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape vocabulary"]:
         """Apply the language-model head."""
         return self.inner.logits(hidden)
+
+    def sites(self) -> Sequence[Sites]:
+        """Return where each layer can be added to."""
+        return self.inner.sites()

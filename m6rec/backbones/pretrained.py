@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from m6rec.backbones.anatomy import Anatomy, anatomy_of, logit_scale, part
 from m6rec.backbones.base import Backbone
+from m6rec.backbones.sites import Sites
 from m6rec.errors import BackboneError
 from m6rec.nn.masks import additive, tree_mask
 from m6rec.text.batch import TokenBatch
@@ -54,7 +55,7 @@ class PretrainedBackbone(Backbone):
         self.eval()
 
     @property
-    def _tokens(self) -> nn.Embedding:
+    def _tokens(self) -> Any:  # an nn.Embedding, or what looks tokens up like one
         return part(self.model, self.anatomy.tokens)
 
     @cached_property
@@ -86,9 +87,9 @@ class PretrainedBackbone(Backbone):
 
     @property
     def _attention_dtype(self) -> torch.dtype:
-        kind = self._tokens.weight.device.type
+        kind = self.control.device.type
         # Under autocast queries come out in its dtype, and attention wants the mask in the same one.
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self._tokens.weight.dtype
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.control.dtype
 
     def layer(
         self,
@@ -118,6 +119,14 @@ class PretrainedBackbone(Backbone):
         else:
             words = part(self.model, self.anatomy.head)(hidden)[..., : self.first_control]
         return torch.cat([words, F.linear(hidden, self.control)], dim=-1)
+
+    def sites(self) -> list[Sites]:
+        """Return where each layer can be added to, stack after stack."""
+        return [
+            sites.under(f"{stack}.{index}")
+            for stack, sites in zip(self.anatomy.layers, self.anatomy.sites, strict=True)
+            for index in range(len(part(self.model, stack)))
+        ]
 
 
 def _add_control_tokens(tokenizer: Any, num_rows: int) -> int:

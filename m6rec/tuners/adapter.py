@@ -3,9 +3,8 @@
 This module knows no method and no family.
 """
 
-import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +15,23 @@ from torch import Tensor, nn
 from m6rec.backbones.anatomy import Anatomy, anatomy_of
 from m6rec.backbones.base import Backbone
 from m6rec.errors import TunerError
-from m6rec.tuners.state import Snapshot, attached, read_control, read_tensors, save_control, seeded, trained_parameters
+from m6rec.tuners.files import (
+    TENSORS_FILE,
+    check_settings,
+    check_shapes,
+    read_config,
+    read_control,
+    read_tensors,
+    save_control,
+)
+from m6rec.tuners.state import Snapshot, attached, seeded, trained_parameters
 
-_TASKS = {"encoder": "FEATURE_EXTRACTION", "causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+_TASKS = {
+    "encoder": "FEATURE_EXTRACTION",
+    "causal": "CAUSAL_LM",
+    "seq2seq": "SEQ_2_SEQ_LM",
+    "convolution": "FEATURE_EXTRACTION",
+}
 # Fields of adapter_config.json that may differ between what is saved and what is attached: they change no output.
 _FREE_FIELDS = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "lora_dropout"}
 
@@ -82,7 +95,7 @@ class PeftTuner:
         before = attached(self._before)
         # Never ask the Hub whether the vocabulary has grown: ours never does.
         self._peft.save_pretrained(str(folder), save_embedding_layers=False)
-        save_control(before.backbone, folder, self.method)
+        save_control(before.backbone, folder, self.method, self.config)
 
     def load(self, folder: Path) -> None:
         """Read an adapter into the attached one; nothing changes unless all of it fits.
@@ -94,9 +107,9 @@ class PeftTuner:
 
         backbone = attached(self._before).backbone
         control = read_control(backbone, folder, self.method)
-        _check_settings(folder, self._peft.peft_config["default"].to_dict())
-        tensors, _ = read_tensors(folder / "adapter_model.safetensors")
-        _check_shapes(folder, tensors, self._state())
+        check_settings(folder, read_config(folder), self._peft.peft_config["default"].to_dict(), _FREE_FIELDS)
+        tensors, _ = read_tensors(folder / TENSORS_FILE)
+        check_shapes(folder, tensors, self._state())
         self._before_load()
         set_peft_model_state_dict(self._peft, tensors)
         with torch.no_grad():
@@ -126,40 +139,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield
-
-
-def _check_settings(folder: Path, own: Mapping[str, Any]) -> None:
-    path = folder / "adapter_config.json"
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise TunerError(f"{path} is missing or damaged ({error}); copy it again from where it was saved") from error
-    differing = [
-        f"{name}: got {saved[name]!r}, expected {_plain(own[name])!r}"
-        for name in sorted(own.keys() & saved.keys() - _FREE_FIELDS)
-        if _plain(saved[name]) != _plain(own[name])
-    ]
-    if differing:
-        raise TunerError(
-            f"{folder} holds an adapter with other settings; attach a tuner with these: {'; '.join(differing)}"
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Return a setting as JSON gives it back, with sets (and what was one) in order."""
-    if isinstance(value, set | list | tuple):
-        return sorted(map(str, value))
-    return getattr(value, "value", value)
-
-
-def _check_shapes(folder: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    odd = [name for name in sorted(found.keys() | own.keys()) if _shape(found, name) != _shape(own, name)]
-    if odd:
-        raise TunerError(
-            f"got {odd[0]} of shape {_shape(found, odd[0])} in {folder}, expected {_shape(own, odd[0])}; "
-            "load the backbone and the settings that the adapter was trained with"
-        )
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(tensors[name].shape) if name in tensors else None

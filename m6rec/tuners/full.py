@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.errors import TunerError
-from m6rec.tuners.state import Snapshot, attached, read_control, read_tensors, save_control, trained_parameters
+from m6rec.tuners.files import read_control, read_tensors, save_control
+from m6rec.tuners.state import Snapshot, attached, trained_parameters
 
 WEIGHTS_FILE = "model.safetensors"
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from m6rec.backbones.base import Backbone
-from m6rec.tuners.state import Snapshot, attached, read_control, save_control
+from m6rec.tuners.files import read_control, save_control
+from m6rec.tuners.state import Snapshot, attached
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,18 @@
-"""What the tuners share: the backbone as it was, what is trained, and the control tokens' file.
+"""What the tuners share: the backbone as it was, and what is trained.
 
 This module knows no method.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
-from m6rec.config import plain
 from m6rec.errors import TunerError
-from m6rec.text.segments import CONTROL_TOKENS
-
-CONTROL_FILE = "control_tokens.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,9 @@ class Snapshot:
         Raises:
             TunerError: another tuner holds it.
         """
-        if getattr(backbone.model, "peft_config", None):
+        # Whoever wraps a module of the model, PEFT or we, calls what it wraps the base layer.
+        wrapped = any("base_layer" in module._modules for module in backbone.model.modules())
+        if wrapped or getattr(backbone.model, "peft_config", None):
             raise TunerError(
                 "got a backbone that carries an adapter, expected a bare one; detach the other tuner first"
             )
@@ -113,92 +106,3 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def save_control(backbone: Backbone, folder: Path, method: str, config: Any = None) -> None:
-    """Write the control tokens' rows into ``folder``, with a card that says what made them.
-
-    Args:
-        backbone: whose rows, and whose fingerprint.
-        folder: made where it is missing.
-        method: shelf name of the tuner.
-        config: the tuner's settings, so that the adapter opens without its recipe.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    card = {"method": method, "fingerprint": backbone.fingerprint, "tokens": json.dumps(CONTROL_TOKENS)}
-    if config is not None:
-        card["settings"] = json.dumps(plain(config))
-    save_file({"control": backbone.control.detach().cpu().contiguous()}, folder / CONTROL_FILE, metadata=card)
-
-
-@dataclass(frozen=True)
-class AdapterCard:
-    """What a saved adapter says of itself.
-
-    Args:
-        method: shelf name of the tuner that made it.
-        fingerprint: hash of the pretrained weights that it was trained on.
-        settings: the tuner's settings; empty in an adapter that was saved before they were written down.
-    """
-
-    method: str
-    fingerprint: str
-    settings: dict[str, Any]
-
-
-def read_adapter_card(folder: Path) -> AdapterCard:
-    """Return what the adapter in ``folder`` says of itself.
-
-    Raises:
-        TunerError: no adapter of ours there, or a damaged one.
-    """
-    _, card = read_tensors(folder / CONTROL_FILE)
-    try:
-        return AdapterCard(card["method"], card["fingerprint"], json.loads(card.get("settings", "{}")))
-    except (KeyError, ValueError) as error:
-        raise TunerError(
-            f"{folder / CONTROL_FILE} is damaged (its card has no readable {error}); copy it again from where it was "
-            "saved"
-        ) from error
-
-
-def read_control(backbone: Backbone, folder: Path, method: str) -> Float[Tensor, "4 hidden"]:
-    """Return the control tokens' rows that ``folder`` holds for ``backbone``.
-
-    Raises:
-        TunerError: missing or damaged, or of another method or base model.
-    """
-    tensors, card = read_tensors(folder / CONTROL_FILE)
-    if card.get("method") != method:
-        raise TunerError(
-            f"got an adapter of method {card.get('method')!r} in {folder}, expected {method!r}; "
-            "use the tuner that saved it"
-        )
-    rows = tensors.get("control")
-    if rows is None or rows.shape != backbone.control.shape:
-        shape = None if rows is None else tuple(rows.shape)
-        raise TunerError(
-            f"got control rows of shape {shape} in {folder}, expected {tuple(backbone.control.shape)}; "
-            "load the backbone that the adapter was trained on"
-        )
-    if card.get("fingerprint") != backbone.fingerprint:
-        raise TunerError(
-            f"got an adapter trained on the weights {str(card.get('fingerprint'))[:12]} in {folder}, expected "
-            f"{backbone.fingerprint[:12]} ({backbone.name}); load the backbone that the adapter was trained on"
-        )
-    return rows
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors and its metadata.
-
-    Raises:
-        TunerError: missing, truncated or not a safetensors file.
-    """
-    if not path.is_file():
-        raise TunerError(f"{path} is missing; expected a folder that a tuner has saved")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise TunerError(f"{path} is damaged ({error}); copy it again from where it was saved") from error
