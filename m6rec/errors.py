@@ -10,6 +10,7 @@
     ├── TemplateError        a template or prompt file is wrong
     ├── BackboneError        a backbone cannot be found or is of an unknown family
     ├── TunerError           an adapter does not fit, or a tuner cannot do what was asked
+    │   └── SharedWeightsError   a tuner would change weights that others share
     ├── RunError             a run folder is missing, incomplete or of another version
     ├── CheckpointError      a checkpoint cannot be written or read
     └── MissingExtraError    an optional dependency is not installed
@@ -80,6 +81,10 @@ class BackboneError(M6RecError):
 
 class TunerError(M6RecError):
     """An adapter does not fit its backbone, or a tuner cannot do what was asked."""
+
+
+class SharedWeightsError(TunerError):
+    """A tuner would change the pretrained weights that other adapters share."""
 
 
 class RunError(M6RecError):

@@ -38,6 +38,11 @@ class TokenBatch:
         }
         return TokenBatch(**columns)
 
+    def take(self, rows: Int[Tensor, " rows"]) -> "TokenBatch":
+        """Return some rows, in the order of ``rows``."""
+        columns: dict[str, Any] = {name: value if value is None else value[rows] for name, value in vars(self).items()}
+        return TokenBatch(**columns)
+
     @property
     def size(self) -> int:
         """Number of rows."""
