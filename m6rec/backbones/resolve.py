@@ -97,6 +97,8 @@ def _load(source: str, revision: str | None) -> tuple[Any, Any]:
     """Load model and tokenizer; every failure of the libraries becomes one clear error."""
     import transformers
 
+    import m6rec.backbones.nextitnet  # noqa: F401  (tells the library of the model type that is ours)
+
     with _explained(source):
         config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     anatomy = anatomy_of(config)

@@ -82,7 +82,7 @@ def test_damaged_config(folder: Path) -> None:
 def test_unknown_family(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "distilbert"}))
-    with pytest.raises(BackboneError, match=r"'distilbert', expected one of bert, gpt2, llama, qwen3, t5"):
+    with pytest.raises(BackboneError, match=r"'distilbert', expected one of bert, gpt2, llama, nextitnet, qwen3, t5"):
         resolve_backbone(str(folder))
 
 
