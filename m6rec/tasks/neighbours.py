@@ -28,7 +28,7 @@ class NeighbourConfig:
     """Events after an item that count as having followed it, and last events that are looked up."""
     decay: float = 0.6
     """Weight of each event further back."""
-    kin: int = 10
+    kin: int = 5
     """Items alike in text from which an item without training events inherits; 0 = nothing is inherited."""
     new_share: float | None = None
     """Share of next events that is expected to go to items without training events; null = as validation saw it for

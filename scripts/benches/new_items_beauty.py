@@ -1,6 +1,8 @@
 """Amazon Beauty with a tenth of the items held out of training and validation: found by their text alone?"""
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from m6rec.evaluation.result import Evaluation
 from m6rec.tasks.retrieval_data import RetrievalScorer
 
 SHARE = 0.1
+# The price of new items: the same model with less of the probability given to them.
+CAUTIOUS = (0.02, 0.05)
 METRICS = ("ndcg@10", "recall@10")
 
 
@@ -29,7 +33,7 @@ def run(bench: Bench) -> None:
     for seed in range(bench.seeds):
         source = Amazon(Amazon.Config(path=str(bench.folder("amazon-beauty")), layout="llamarec"))
         dataset = bench.prepare(
-            HeldOutItems(source, SHARE, seed), f"new-items-{seed}", PrepareConfig(split="given", ties="file")
+            HeldOutItems(source, SHARE, seed), f"beauty-held-out-{seed}", PrepareConfig(split="given", ties="file")
         )
         # Who launches a tenth of a catalogue knows that it is a tenth; validation cannot have seen it.
         words = [f"task.neighbours.new_share={SHARE}", "training.max_cpu_seconds=1500"]
@@ -61,6 +65,7 @@ def evaluations(experiment: Experiment) -> list[Evaluation]:
     scorer = RetrievalScorer(experiment.task, experiment.backbone)
     rows = [
         scorer,
+        *(cautious(experiment, share) for share in CAUTIOUS),
         Without(scorer, experiment.task.catalogue.ids < 0),
         popularity,
         *(ContentKNN(vectors, last) for last in ContentKNN.LASTS),
@@ -68,6 +73,13 @@ def evaluations(experiment: Experiment) -> list[Evaluation]:
     results = [evaluate(row, queries, train=train) for row in rows]
     console.print(Report(results, title="new and warm items together", ours="ours").table())
     return results
+
+
+def cautious(experiment: Experiment, share: float) -> RetrievalScorer:
+    """Return the run's scorer with another expectation of how much goes to new items."""
+    task = copy.copy(experiment.task)
+    task.config = replace(task.config, neighbours=replace(task.config.neighbours, new_share=share))
+    return RetrievalScorer(task, experiment.backbone, f"ours_share_{share}")
 
 
 class ContentKNN:
