@@ -10,6 +10,7 @@ BASELINES = Registry(
         "markov": "m6rec.baselines.markov:Markov",
         "als": "m6rec.baselines.als:ALS",
         "sasrec": "m6rec.baselines.sasrec:SASRec",
+        "nextitnet": "m6rec.baselines.nextitnet:NextItNet",
         "rate": "m6rec.baselines.rate:Rate",
         "din": "m6rec.baselines.din:DIN",
     },
