@@ -12,6 +12,7 @@ TUNERS = Registry(
         "prefix": "m6rec.tuners.peft:PrefixTuner",
         "p-tuning": "m6rec.tuners.peft:PTuningTuner",
         "ia3": "m6rec.tuners.peft:IA3Tuner",
+        "iak": "m6rec.tuners.iak:IAKTuner",
     },
     group="m6rec.tuners",
 )

@@ -144,7 +144,7 @@ def check_settings(folder: Path, saved: Mapping[str, Any], own: Mapping[str, Any
     differing = [
         f"{name}: got {saved[name]!r}, expected {_plain(own[name])!r}"
         for name in sorted((own.keys() & saved.keys()) - set(free))
-        if _plain(saved[name]) != _plain(own[name])
+        if (sorted(saved[name]) if isinstance(own[name], set) else saved[name]) != _plain(own[name])
     ]
     if differing:
         raise TunerError(
@@ -153,9 +153,11 @@ def check_settings(folder: Path, saved: Mapping[str, Any], own: Mapping[str, Any
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as JSON gives it back, with sets (and what was one) in order."""
-    if isinstance(value, set | list | tuple):
-        return sorted(map(str, value))
+    """Return a setting as JSON gives it back, a set in order."""
+    if isinstance(value, set):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return list(value)
     return getattr(value, "value", value)
 
 

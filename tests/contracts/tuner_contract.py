@@ -104,7 +104,7 @@ class TunerContract:
 
     def test_every_trained_parameter_gets_a_gradient(self, backbone: Backbone) -> None:
         tuner = self.tuner()
-        tuned = tuner.attach(backbone)
+        tuned = tuner.attach(backbone).train()
         batch = tree(backbone)
         if self.trains:
             hidden = tuned(batch)[batch.keep]

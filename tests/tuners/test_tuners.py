@@ -66,7 +66,7 @@ def test_every_method_on_every_family(tiny_backbone, name: str, model_type: str)
     backbone, batch = tiny_backbone(model_type), plain_batch(TRUNK, [20, 21])
     bare, tuner = states(backbone, batch), TUNERS.load(name)()
     tuned = tuner.attach(backbone)
-    assert torch.allclose(states(tuned, batch), bare, atol=1e-5) == (name in ("none", "full", "lora", "ia3"))
+    assert torch.allclose(states(tuned, batch), bare, atol=1e-5) == (name in ("none", "full", "lora", "ia3", "iak"))
     assert bool(tuner.parameters()) == (name != "none")
     assert torch.equal(states(tuner.detach(), batch), bare)
 
