@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m6rec.assemble import Run, open_run
+from m6rec.assemble import Run, open_run, open_runs
+from m6rec.backbones.base import Backbone
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.indexes import INDEXES
 from m6rec.tasks.catalogue import Catalogue
@@ -43,18 +44,26 @@ class Recommendation:
         return f"{self.title}  ({self.score:.3f})"
 
 
-def load(run: str | Path, ranker: str | Path | None = None, index: str = "exact") -> "Recommender":
+def load(
+    run: str | Path, ranker: str | Path | None = None, index: str = "exact", backbone: Backbone | None = None
+) -> "Recommender":
     """Open a run as a recommender.
+
+    Runs that were trained on the same weights share one backbone in memory.
 
     Args:
         run: folder of a retrieval run, or of a ranking run.
         ranker: folder of a ranking run that orders what the first one retrieves.
         index: name on the indexes shelf; speed only.
+        backbone: a bare one that is in memory already, to open many runs on one.
 
     Raises:
         RunError: a folder is no finished run, or the pair does not fit.
     """
-    return Recommender(open_run(run), open_run(ranker) if ranker is not None else None, index)
+    if ranker is None and backbone is None:
+        return Recommender(open_run(run), None, index)
+    opened = open_runs([run] if ranker is None else [run, ranker], backbone)
+    return Recommender(opened[0], opened[1] if ranker is not None else None, index)
 
 
 class Recommender:

@@ -1,13 +1,14 @@
 """The composition root: from a recipe to objects, from objects to a run folder, and back.
 
 The only place that knows every shelf. A run folder holds ``recipe.yaml`` (resolved), ``run.json``, ``task/``,
-``adapter/``, ``checkpoints/`` and ``train_log.jsonl``.
+``adapter/``, ``templates/`` (the words), ``checkpoints/`` and ``train_log.jsonl``.
 """
 
 import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,28 +16,39 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.resolve import resolve_backbone
 from m6rec.config import plain
 from m6rec.data.store import Dataset
-from m6rec.errors import ConfigError, RunError
+from m6rec.errors import ConfigError, RunError, SharedWeightsError
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import Recipe, check_recipe, dump, plugin
+from m6rec.runs import (
+    ADAPTER_FOLDER,
+    CARD_FILE,
+    RECIPE_FILE,
+    RUN_FORMAT,
+    TASK_FOLDER,
+    WORDS_FOLDER,
+    kept_words,
+    read_card,
+    read_recipe_tree,
+)
 from m6rec.tasks.base import Material, Task
 from m6rec.tasks.ranking import Ranking, RankingScorer
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.text.library import find
 from m6rec.text.render import Renderer
 from m6rec.training.loop import TrainResult, train
 from m6rec.training.run import Evaluate
 from m6rec.tuners.base import Tuner
+from m6rec.tuners.pool import find_adapter, open_adapter
 from m6rec.tuners.state import TrainedShare, trained_share
 
-RUN_FORMAT = 1
 VALIDATION_USERS = 4000
 # A pair costs a pass over words: some thousand settle which weights are better.
 VALIDATION_PAIRS = 4000
@@ -136,9 +148,10 @@ def _some_users(users: NDArray[np.int32], rng: np.random.Generator, at_most: int
 def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) -> None:
     """Write what inference needs beside the checkpoints; ``run.json`` comes last and marks the run as whole."""
     out = Path(experiment.recipe.out)
-    experiment.task.save(out / "task")
-    shutil.rmtree(out / "adapter", ignore_errors=True)
-    experiment.tuner.save(out / "adapter")
+    experiment.task.save(out / TASK_FOLDER)
+    shutil.rmtree(out / ADAPTER_FOLDER, ignore_errors=True)
+    experiment.tuner.save(out / ADAPTER_FOLDER)
+    _keep_words(experiment, out / WORDS_FOLDER)
     heads = sum(parameter.numel() for parameter in experiment.task.parameters() if parameter.requires_grad)
     card = {
         "format": RUN_FORMAT,
@@ -159,24 +172,55 @@ def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) 
         "stopped": result.stopped,
         "versions": versions(),
     }
-    temporary = out / "run.json.part"
+    temporary = out / f"{CARD_FILE}.part"
     temporary.write_text(json.dumps(card, indent=1), encoding="utf-8")
-    temporary.replace(out / "run.json")
+    temporary.replace(out / CARD_FILE)
 
 
-def open_run(folder: str | Path) -> Run:
+def open_run(folder: str | Path, backbone: Backbone | None = None) -> Run:
     """Open a finished run for inference; its dataset is not needed.
+
+    Args:
+        folder: the run's.
+        backbone: a bare one that other runs stand on too; it stays as it is. Default: one of the run's own.
 
     Raises:
         RunError: no run there, an unfinished one, one of another version, or one whose files are damaged.
+        SharedWeightsError: the run's tuner changes the weights of a given backbone.
     """
     folder = Path(folder)
-    card, recipe = read_card(folder), _read_saved_recipe(folder)
-    renderer = Renderer(recipe.domain or card["data"]["domain"])
-    backbone = tuned_backbone(folder, recipe, card)
-    kind, config = plugin("task", recipe.task)
-    task = kind.load(config, folder / "task", renderer, backbone)
-    return Run(folder, recipe, renderer, backbone, task.eval(), card)
+    card, recipe = read_card(folder), check_recipe(read_recipe_tree(folder))
+    renderer = Renderer(kept_words(folder, "data_templates", recipe.domain or card["data"]["domain"]))
+    tuned = tuned_backbone(folder, recipe, card, backbone)
+    kind, config = _task_plugin(folder, recipe)
+    task = kind.load(config, folder / TASK_FOLDER, renderer, tuned)
+    return Run(folder, recipe, renderer, tuned, task.eval(), card)
+
+
+def open_runs(folders: Sequence[str | Path], backbone: Backbone | None = None) -> list[Run]:
+    """Open several runs; those trained on the same weights share one backbone in memory.
+
+    A run that was fine-tuned in full has weights of its own.
+
+    Args:
+        folders: the runs'.
+        backbone: a bare one in memory, used where it fits.
+
+    Raises:
+        RunError: as :func:`open_run`.
+    """
+    shared = {} if backbone is None else {backbone.fingerprint: backbone}
+    runs = []
+    for folder in map(Path, folders):
+        card, base = read_card(folder), check_recipe(read_recipe_tree(folder)).backbone
+        weights = card["backbone"]["fingerprint"]
+        if weights not in shared:
+            shared[weights] = resolve_backbone(base.name, base.revision)
+        try:
+            runs.append(open_run(folder, shared[weights]))
+        except SharedWeightsError:
+            runs.append(open_run(folder))
+    return runs
 
 
 def open_experiment(folder: str | Path, data: str | None = None) -> Experiment:
@@ -186,64 +230,45 @@ def open_experiment(folder: str | Path, data: str | None = None) -> Experiment:
         RunError: as :func:`open_run`, or the dataset is not the one that the run was trained on.
     """
     folder = Path(folder)
-    card, recipe = read_card(folder), _read_saved_recipe(folder)
+    card, recipe = read_card(folder), check_recipe(read_recipe_tree(folder))
     dataset = Dataset.open(data or recipe.data)
     if dataset.manifest.hash != card["data"]["hash"]:
         raise RunError(
             f"{folder} was trained on another dataset than {dataset.folder} (its hash differs); give data=DIR"
         )
-    renderer = Renderer(recipe.domain or dataset.manifest.domain)
+    renderer = Renderer(kept_words(folder, "data_templates", recipe.domain or dataset.manifest.domain))
     backbone = tuned_backbone(folder, recipe, card)
-    kind, config = plugin("task", recipe.task)
+    kind, config = _task_plugin(folder, recipe)
     task = kind.build(config, Material(dataset, renderer, folder / "cache", recipe.seed), backbone)
-    task.restore(folder / "task", backbone)
+    task.restore(folder / TASK_FOLDER, backbone)
     return Experiment(recipe, dataset, renderer, backbone, _tuner(recipe), task.eval())
 
 
-def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any]) -> Backbone:
+def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any], base: Backbone | None = None) -> Backbone:
     """Return the run's backbone with its adapter loaded.
 
+    Args:
+        folder: the run's.
+        recipe: as it was trained.
+        card: its ``run.json``.
+        base: a bare backbone to share the weights of; default: the recipe's, loaded anew.
+
     Raises:
-        RunError: the backbone found under its name has other weights.
+        RunError: the backbone has other weights than the run was trained on.
     """
-    backbone = resolve_backbone(recipe.backbone.name, recipe.backbone.revision)
+    backbone = resolve_backbone(recipe.backbone.name, recipe.backbone.revision) if base is None else base
     if backbone.fingerprint != card["backbone"]["fingerprint"]:
         raise RunError(
-            f"{folder} was trained on other weights of {recipe.backbone.name!r} than those found now; "
-            "name the same revision, or train again"
+            f"{folder} was trained on other weights of {recipe.backbone.name!r} than those found now "
+            f"({backbone.name}); name the same revision, or train again"
         )
-    tuner = _tuner(recipe)
+    tuner, adapter = _tuner(recipe), find_adapter(folder)
+    if base is not None:
+        return open_adapter(base, adapter, tuner)
     tuned = tuner.attach(backbone)
-    tuner.load(folder / "adapter")
+    tuner.load(adapter)
     tuned.requires_grad_(False)
     return tuned.eval()
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """Return a finished run's ``run.json``.
-
-    Raises:
-        RunError: no run there, an unfinished one, or one of another version.
-    """
-    path = folder / "run.json"
-    if not folder.is_dir():
-        raise RunError(f"no run folder at {folder}; make one with: m6rec train retrieval data=DIR out={folder}")
-    if not path.is_file():
-        unfinished = (folder / "recipe.yaml").is_file()
-        do = (
-            "finish it with: m6rec train ... --resume"
-            if unfinished
-            else "expected recipe.yaml, run.json, task/ and adapter/"
-        )
-        raise RunError(f"{folder} is no finished run (no run.json); {do}")
-    try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = card["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error}); train again") from error
-    if found != RUN_FORMAT:
-        raise RunError(f"{folder} has run format {found}, this m6rec reads {RUN_FORMAT}; use the version that wrote it")
-    return card
 
 
 def data_card(dataset: Dataset) -> dict[str, Any]:
@@ -262,6 +287,25 @@ def data_card(dataset: Dataset) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     return {name: version(name) for name in PACKAGES}
+
+
+def _task_plugin(folder: Path, recipe: Recipe) -> tuple[Any, Any]:
+    """Return a finished run's task and its settings, with the prompt that it was trained on."""
+    settings = dict(recipe.task)
+    if "prompt" in settings:
+        settings["prompt"] = kept_words(folder, "prompts", settings["prompt"])
+    return plugin("task", settings)
+
+
+def _keep_words(experiment: Experiment, folder: Path) -> None:
+    """Copy the words that the run was trained on, for templates may change under their names."""
+    for shelf in ("data_templates", "prompts"):
+        shutil.rmtree(folder / shelf, ignore_errors=True)
+        (folder / shelf).mkdir(parents=True)
+    experiment.renderer.save(folder / "data_templates" / f"{experiment.renderer.domain}.yaml")
+    if "prompt" in experiment.recipe.task:
+        prompt = find("prompts", experiment.recipe.task["prompt"])
+        shutil.copyfile(prompt, folder / "prompts" / f"{prompt.stem}.yaml")
 
 
 def _tuned(recipe: Recipe) -> tuple[Backbone, Tuner]:
@@ -284,8 +328,8 @@ def _check_tuner_is_used(recipe: Recipe) -> None:
 
 def _check_unclaimed(out: Path, recipe: Recipe, resume: bool) -> None:
     """Refuse to mix two runs, before anything is touched."""
-    path = out / "recipe.yaml"
-    started = (out / "run.json").is_file() or any((out / "checkpoints").glob("*"))
+    path = out / RECIPE_FILE
+    started = (out / CARD_FILE).is_file() or any((out / "checkpoints").glob("*"))
     if not started or not path.is_file():
         return
     if path.read_text(encoding="utf-8") != dump(recipe):
@@ -297,17 +341,9 @@ def _check_unclaimed(out: Path, recipe: Recipe, resume: bool) -> None:
 def _claim(out: Path, recipe: Recipe) -> None:
     """Write the resolved recipe into the run folder, which is no finished run from here on."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "run.json").unlink(missing_ok=True)
-    (out / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    (out / CARD_FILE).unlink(missing_ok=True)
+    (out / RECIPE_FILE).write_text(dump(recipe), encoding="utf-8")
 
 
 def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _read_saved_recipe(folder: Path) -> Recipe:
-    try:
-        tree = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{folder}/recipe.yaml cannot be read ({error}); train again") from error
-    return check_recipe(tree)

@@ -10,6 +10,7 @@ import pytest
 import m6rec
 from m6rec.api import load
 from m6rec.assemble import open_experiment
+from m6rec.backbones.resolve import resolve_backbone
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.tasks.ranking import RankingScorer
 from m6rec.tasks.retrieval_data import RetrievalScorer
@@ -285,6 +286,14 @@ class TestRanker:
         assert (found.id, found.title) == ("n1", "winter lamp case")
         (alone,) = load(ranking_run).rank("red shirt", [{**TestCatalog.NEW}])
         assert found.score == pytest.approx(alone.score, abs=1e-6)
+
+    def test_many_recommenders_stand_on_one_backbone(self, retrieval_run, ranking_run, both):
+        base = resolve_backbone(both.run.recipe.backbone.name)
+        shared = [load(retrieval_run, ranker=ranking_run, backbone=base), load(ranking_run, backbone=base)]
+        assert shared[0].recommend("red shirt", k=5) == both.recommend("red shirt", k=5)
+        expected = {weight.data_ptr() for weight in base.model.parameters()}
+        for recommender in shared:
+            assert expected < {weight.data_ptr() for weight in recommender.ranker.backbone.model.parameters()}
 
     def test_a_candidate_that_nobody_can_read(self, ranking_run):
         ranker = load(ranking_run)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from m6rec.errors import TemplateError, nearest
 from m6rec.text.library import find
 from m6rec.text.moments import UNITS, Calendar, Clock
@@ -19,6 +21,7 @@ from m6rec.text.template import Document, Phrases, clean, read
 KEYS = (
     "extends", "item", "unnamed", "verbs", "stub", "query", "profile", "context", "statistics", "time", "calendar",
 )  # fmt: skip
+_TABLES = ("verbs", "statistics", "time", "calendar")
 Record = Mapping[str, Any]
 
 
@@ -52,9 +55,13 @@ class Renderer:
             for name, (document, value) in _table(pieces, "statistics").items()
         }
         self._clock, self._calendar = _clock(pieces), _calendar(pieces)
-        self.fingerprint = hashlib.sha256(
-            json.dumps([piece.values for piece in pieces], default=str).encode()
-        ).hexdigest()
+        self._values = _merged(pieces)
+        self.fingerprint = hashlib.sha256(json.dumps(self._values, default=str).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the domain's words as one template that extends no other."""
+        text = yaml.safe_dump(self._values, sort_keys=False, allow_unicode=True, width=120)
+        path.write_text(text, encoding="utf-8")
 
     def item(self, record: Record | str) -> str:
         """Return an item in words: never empty, free of time and user.
@@ -169,6 +176,16 @@ def _chain(path: Path, folder: str | Path | None) -> list[Document]:
         # A user's own default.yaml may extend ours by the same name only if that does not lead back to itself.
         if any(path == known.path for known in documents):
             raise document.place("extends").error(f"{parent!r} leads back to this file; extend another one")
+
+
+def _merged(pieces: list[Document]) -> dict[str, Any]:
+    """Return what the files say together: tables entry by entry, all else from the nearest file that has it."""
+    merged: dict[str, Any] = {}
+    for piece in reversed(pieces):
+        for key, value in piece.values.items():
+            if value is not None and key != "extends":
+                merged[key] = {**merged.get(key, {}), **value} if key in _TABLES else value
+    return merged
 
 
 def _phrases(pieces: list[Document], key: str) -> Phrases:

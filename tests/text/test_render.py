@@ -38,6 +38,16 @@ def test_every_domain_renders_whatever_is_there(renderer):
     assert renderer.profile({}) == renderer.context({}) == ""
 
 
+def test_every_domain_can_be_kept_in_one_file(renderer, tmp_path):
+    renderer.save(tmp_path / "kept.yaml")
+    kept = Renderer(tmp_path / "kept.yaml")
+    assert "extends" not in (tmp_path / "kept.yaml").read_text(encoding="utf-8")
+    assert kept.fingerprint == renderer.fingerprint
+    event = {"verb": "buy", "time": NOW - 9_000, "item": {"title": "Soap", "category": "A > B", "year": 1995}}
+    assert kept.event(event, now=NOW, previous=NOW - 10_000) == renderer.event(event, now=NOW, previous=NOW - 10_000)
+    assert kept.context({"time": NOW}) == renderer.context({"time": NOW})
+
+
 @pytest.mark.parametrize("title", HOSTILE)
 def test_every_domain_leaves_titles_as_they_are(renderer, title):
     assert title[:1_000] in renderer.item({"title": title, "category": "Soap"})
