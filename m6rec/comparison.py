@@ -3,9 +3,11 @@
 Knows no command line. The baselines are tuned on validation; the test period is touched once, by everybody.
 """
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ from m6rec.errors import ConfigError
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.evaluation.report import Report
+from m6rec.evaluation.result import Evaluation, PairEvaluation
 from m6rec.tasks.ranking import Ranking, RankingScorer
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.retrieval_data import RetrievalScorer
@@ -69,6 +72,7 @@ def compare_run(
     baselines: Sequence[str] = (),
     trials: int | Mapping[str, int] = 1,
     name: str = "ours",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Compared:
     """Evaluate a run and baselines on one held-out split.
 
@@ -78,46 +82,73 @@ def compare_run(
         baselines: names on the baselines shelf.
         trials: settings that each tunable baseline tries on validation, or how many by name; the first is its default.
         name: row name of the run.
+        settings: baseline name -> settings other than its defaults, which no search changes.
 
     Raises:
         UnknownNameError: no such baseline.
         ConfigError: a baseline that cannot do this task.
     """
     _check_baselines(baselines, experiment)
-    if isinstance(experiment.task, Ranking):
-        return _compare_pairs(experiment, experiment.task, split, baselines, trials, name)
-    assert isinstance(experiment.task, Retrieval)
-    dataset, seed = experiment.dataset, experiment.recipe.seed
-    histories = dataset.histories()
-    queries, train = histories.queries(split), histories.before("train")
-    rows = [evaluate(RetrievalScorer(experiment.task, experiment.backbone, name), queries, seed=seed)]
-    tunings: dict[str, Tuning] = {}
-    for baseline_name in baselines:
-        baseline, tuning = fit_baseline(
-            baseline_name, train, histories.queries("valid"), _trials(trials, baseline_name), seed
+    task, dataset, seed = experiment.task, experiment.dataset, experiment.recipe.seed
+    title, ceiling = f"{dataset.manifest.name}, {split}", None
+    train, valid, held_out = _periods(experiment, split)
+    judge: Callable[[Any, Any], Evaluation | PairEvaluation] = partial(evaluate, seed=seed)
+    ours: Any
+    if isinstance(task, Ranking):
+        ours, judge, title = (
+            RankingScorer(task, experiment.backbone, split, name),
+            evaluate_pairs,
+            f"{title}, yes or no",
         )
-        rows.append(evaluate(baseline, queries, seed=seed))
-        tunings.update({baseline_name: tuning} if tuning else {})
-    oracle = WorldOracle.of(dataset)
-    ceiling = evaluate(oracle, queries, seed=seed) if oracle else None
-    return Compared(Report(rows, title=f"{dataset.manifest.name}, {split}", ours=name, ceiling=ceiling), tunings)
+    else:
+        assert isinstance(task, Retrieval)
+        ours, oracle = RetrievalScorer(task, experiment.backbone, name), WorldOracle.of(dataset)
+        ceiling = judge(oracle, held_out) if oracle else None
+    search = BaselineSearch(train, valid, trials, settings or {}, seed)
+    rows = [judge(scorer, held_out) for scorer in itertools.chain([ours], search.fitted(baselines))]
+    return Compared(Report(rows, title=title, ours=name, ceiling=ceiling), search.tunings)
 
 
-def fit_baseline(name: str, train: Any, valid: Any, trials: int, seed: int) -> tuple[Any, Tuning | None]:
-    """Tune and fit one baseline on training events (or pairs); validation ends training and picks settings.
+def _periods(experiment: Experiment, split: HeldOut) -> tuple[Any, Any, Any]:
+    """Return what is for training, for validation, and held out: events and queries, or pairs."""
+    if isinstance(task := experiment.task, Ranking):
+        return task.pairs("train"), task.pairs("valid"), task.pairs(split)
+    histories = experiment.dataset.histories()
+    return histories.before("train"), histories.queries("valid"), histories.queries(split)
+
+
+@dataclass
+class BaselineSearch:
+    """Tunes and fits baselines on the same training events (or pairs); validation ends trainings and picks settings.
 
     Args:
-        name: on the baselines shelf.
         train: training events or judgements.
         valid: validation queries or judgements.
-        trials: settings to try; 1 = the default setting, without a search.
-        seed: of search and training.
+        trials: settings to try, or how many by name; 1 = the default setting, without a search.
+        settings: by name, what is set instead of searched.
+        seed: of searches and trainings.
+        tunings: baseline name -> its search.
     """
-    cls = BASELINES.load(name)
-    tuning = tune(name, train, valid, trials, seed) if trials > 1 and getattr(cls, "search_space", None) else None
-    baseline = cls(tuning.best.config if tuning else cls.Config(**seeded(cls.Config, seed)))
-    fit(baseline, train, valid)
-    return baseline, tuning
+
+    train: Any
+    valid: Any
+    trials: int | Mapping[str, int]
+    settings: Mapping[str, Mapping[str, Any]]
+    seed: int
+    tunings: dict[str, Tuning] = field(default_factory=dict)
+
+    def fitted(self, names: Sequence[str]) -> Iterator[Any]:
+        """Yield the baselines, one at a time."""
+        for name in names:
+            cls, fixed = BASELINES.load(name), self.settings.get(name, {})
+            trials = self.trials if isinstance(self.trials, int) else self.trials.get(name, 1)
+            config = cls.Config(**{**seeded(cls.Config, self.seed), **fixed})
+            if trials > 1 and getattr(cls, "search_space", None):
+                self.tunings[name] = tune(name, self.train, self.valid, trials, self.seed, fixed)
+                config = self.tunings[name].best.config
+            baseline = cls(config)
+            fit(baseline, self.train, self.valid)
+            yield baseline
 
 
 def _check_baselines(names: Sequence[str], experiment: Experiment) -> None:
@@ -129,30 +160,6 @@ def _check_baselines(names: Sequence[str], experiment: Experiment) -> None:
         if pairs:
             raise ConfigError(f"baseline {name!r} scores catalogues only; with a ranking run use rate, din")
         raise ConfigError(f"baseline {name!r} ranks pairs only; it goes with a ranking run")
-
-
-def _trials(trials: int | Mapping[str, int], name: str) -> int:
-    return trials if isinstance(trials, int) else trials.get(name, 1)
-
-
-def _compare_pairs(
-    experiment: Experiment,
-    task: Ranking,
-    split: HeldOut,
-    baselines: Sequence[str],
-    trials: int | Mapping[str, int],
-    name: str,
-) -> Compared:
-    seed = experiment.recipe.seed
-    train, valid, held_out = task.pairs("train"), task.pairs("valid"), task.pairs(split)
-    rows = [evaluate_pairs(RankingScorer(task, experiment.backbone, split, name), held_out)]
-    tunings: dict[str, Tuning] = {}
-    for baseline_name in baselines:
-        baseline, tuning = fit_baseline(baseline_name, train, valid, _trials(trials, baseline_name), seed)
-        rows.append(evaluate_pairs(baseline, held_out))
-        tunings.update({baseline_name: tuning} if tuning else {})
-    title = f"{experiment.dataset.manifest.name}, {split}, yes or no"
-    return Compared(Report(rows, title=title, ours=name), tunings)
 
 
 def compare_reranked(

@@ -77,10 +77,15 @@ class Bench:
         return experiment
 
     def compare(
-        self, experiment: Experiment, baselines: Sequence[str], trials: int | Mapping[str, int], title: str
+        self,
+        experiment: Experiment,
+        baselines: Sequence[str],
+        trials: int | Mapping[str, int],
+        title: str,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Compared:
         """Evaluate on the test period beside baselines; print the table and keep the report."""
-        compared = compare_run(experiment, "test", baselines, trials)
+        compared = compare_run(experiment, "test", baselines, trials, settings=settings)
         console.print(compared.report.table())
         self.protocol = compared.to_dict(experiment)["protocol"]
         self.details.setdefault("reports", []).append(compared.to_dict(experiment)["report"])
