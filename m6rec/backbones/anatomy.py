@@ -61,6 +61,7 @@ class Anatomy:
         head: the language-model head; ``None`` = tied to the token embedding.
         rotary: the module that turns positions into cosines and sines; ``None`` = none.
         max_tokens: config field of the longest sequence, or the number itself.
+        norm_names: what the norms are called in their modules, as PEFT takes names.
         conv1d: whether the projections are stored transposed (GPT-2), which PEFT has to be told.
     """
 
@@ -74,6 +75,7 @@ class Anatomy:
     head: str | None = None
     rotary: str | None = None
     max_tokens: str | int = "max_position_embeddings"
+    norm_names: tuple[str, ...] = ()
     conv1d: bool = False
 
 
@@ -92,6 +94,7 @@ _ROTARY = Anatomy(
     enter=_enter_rotary,
     head="lm_head",
     rotary="model.rotary_emb",
+    norm_names=("input_layernorm", "post_attention_layernorm", "norm"),
 )
 
 ANATOMIES: dict[str, Anatomy] = {
@@ -103,6 +106,7 @@ ANATOMIES: dict[str, Anatomy] = {
         norms=(None,),
         sites=(Sites(("attention.output.dense",), ("output.dense",), (Span("intermediate", "output.dense"),)),),
         enter=_enter_bert,
+        norm_names=("LayerNorm",),
     ),
     "gpt2": Anatomy(
         family="causal",
@@ -113,6 +117,7 @@ ANATOMIES: dict[str, Anatomy] = {
         sites=(_contained(("attn.c_proj",), "mlp", "c_proj"),),
         enter=_enter_gpt2,
         head="lm_head",
+        norm_names=("ln_1", "ln_2", "ln_f"),
         conv1d=True,
     ),
     "llama": _ROTARY,
@@ -140,6 +145,7 @@ ANATOMIES: dict[str, Anatomy] = {
         enter=_enter_t5,
         head="lm_head",
         max_tokens=512,  # relative positions have no end; this is the length T5 was trained on
+        norm_names=("layer_norm", "final_layer_norm"),
     ),
 }
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from m6rec.backbones.sites import Sites
+from m6rec.nn.options import Options
 from m6rec.text.batch import TokenBatch
 
 Family = Literal["encoder", "causal", "seq2seq", "convolution"]
@@ -101,6 +102,13 @@ class Backbone(nn.Module, ABC):
         """Return where each layer, in the order of the walk, can be added to; none = nothing can be put in."""
         return ()
 
+    def options(self, num_classes: int) -> Options | None:
+        """Return the trained answers that a softmax over ``num_classes`` has to take as its weight.
+
+        ``None`` = there are none, and the task brings a head of its own. Ask at every batch: the answers are trained.
+        """
+        return None
+
     def forward(self, batch: TokenBatch, layers: Sequence[int] | None = None) -> Float[Tensor, "batch tokens hidden"]:
         """Walk over ``layers`` (default: all) under the tree mask of ``batch`` and return the normed states."""
         mask = self.mask(batch)
@@ -172,3 +180,7 @@ class WrappedBackbone(Backbone):
     def sites(self) -> Sequence[Sites]:
         """Return where each layer can be added to."""
         return self.inner.sites()
+
+    def options(self, num_classes: int) -> Options | None:
+        """Return the trained answers that a softmax over ``num_classes`` has to take as its weight."""
+        return self.inner.options(num_classes)

@@ -5,7 +5,7 @@ Knows no loop and no report.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m6rec.backbones.base import Backbone
+from m6rec.backbones.scenes import in_scenes
 from m6rec.config import plain
 from m6rec.data.histories import Judgements, Queries
 from m6rec.data.statistics import ItemStatistics, StatisticsConfig
@@ -81,7 +82,7 @@ class Ranking(Task):
     Source: M6-Rec (2205.08084), section 3 (CTR scoring): candidate and cross statistics in the target region, state at
         [EOS], softmax head, cross entropy.
     Differs: all candidates and moments of a user are branches of one tree; statistics also enter as numbers, because
-        words lose their precision.
+        words lose their precision. A tuner with options brings the softmax weight; otherwise a linear head is trained.
     """
 
     name = "ranking"
@@ -94,8 +95,9 @@ class Ranking(Task):
         self.tokenizer = TextTokenizer(backbone.tokenizer)
         self.writer = TreeWriter(Prompt(config.prompt), renderer, self.tokenizer, backbone.max_tokens)
         self.norm = nn.LayerNorm(backbone.hidden_size)
-        self.head = nn.Linear(backbone.hidden_size, 2)
-        nn.init.zeros_(self.head.weight)
+        self.head = nn.Linear(backbone.hidden_size, 2) if backbone.options(2) is None else None
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
         self.numbers = NumberHead(NUM_FEATURES) if config.numbers else None
         self.register_buffer("item_statistics", torch.full((len(catalogue), 2), float("nan"), dtype=torch.float64))
         self._material: Material | None = None
@@ -139,17 +141,18 @@ class Ranking(Task):
 
     def pairs(self, split: Literal["train", "valid", "test"]) -> Judgements:
         """Return the labelled pairs of a split, with sampled negatives where the log has no labels."""
+        return self.placed(self._labelled(split))
+
+    def placed(self, pairs: Judgements) -> Judgements:
+        """Return pairs with their scenes, where the task has any."""
+        rule = self.material.scenes
+        return pairs if rule is None else replace(pairs, scenes=rule.of_pairs(self.material.dataset, pairs))
+
+    def _labelled(self, split: Literal["train", "valid", "test"]) -> Judgements:
         dataset = self.material.dataset
         if dataset.impressions is not None or self.config.threshold is not None:
             return dataset.judgements(split, self.config.threshold)
-        if split == "train":
-            positives = every_event(dataset.histories().before("train"))
-        else:
-            queries = dataset.histories().queries(split)
-            users = np.repeat(queries.users, np.diff(queries.target_offsets))
-            lengths = np.diff(queries.history.offsets)[users]
-            ones = np.ones(len(users), dtype=np.float32)
-            positives = Judgements(queries.history, users, queries.targets, ones, lengths)
+        positives = every_event(dataset.histories(), split)
         return with_sampled_negatives(positives, self.config.num_negatives, self.material.seed)
 
     def statistics_for(self, split: Literal["train", "valid", "test"]) -> ItemStatistics:
@@ -178,7 +181,11 @@ class Ranking(Task):
             raise DataError("no labelled pairs in the training period; look at the threshold and the split")
         numbers = features(statistics)
         extra = (
-            {"labels": pairs.labels[slate.pairs].tolist(), "numbers": numbers[slate.pairs].reshape(-1).tolist()}
+            {
+                "labels": pairs.labels[slate.pairs].tolist(),
+                "numbers": numbers[slate.pairs].reshape(-1).tolist(),
+                "scene": 0 if pairs.scenes is None else int(pairs.scenes[slate.pairs[0]]),
+            }
             for slate in groups
         )
         dataset = material.dataset
@@ -193,6 +200,7 @@ class Ranking(Task):
             "tokens": self.tokenizer.control_ids,
             "max_tokens": self.writer.max_tokens,
             "seed": material.seed,
+            "scenes": None if material.scenes is None else plain(material.scenes.config),
         }
         self._rows = write_trees(material.cache, trees, extra, key)
         return self._rows
@@ -201,6 +209,10 @@ class Ranking(Task):
         """Return each tree's number of tokens."""
         lengths: list[int] = pc.list_value_length(self.examples().data["ids"]).to_pylist()
         return lengths
+
+    def scenes(self) -> NDArray[np.int64]:
+        """Return the number of each tree's scene."""
+        return self.examples().data["scene"].to_numpy()
 
     def collate(self, examples: list[Mapping[str, Any]]) -> RankingBatch:
         """Make one batch of trees."""
@@ -213,8 +225,10 @@ class Ranking(Task):
 
     def logits(self, backbone: Backbone, batch: RankingBatch) -> Float[Tensor, "pairs classes"]:
         """Return no and yes of every pair."""
-        states = backbone(batch.tokens)[batch.rows, batch.columns]
-        scores: Tensor = self.head(self.norm(states)).float()
+        states = self.norm(backbone(batch.tokens)[batch.rows, batch.columns])
+        head = self.head or backbone.options(2)
+        assert head is not None
+        scores: Tensor = head(states).float()
         if self.numbers is not None:
             scores = scores + F.pad(self.numbers(batch.numbers).float(), (1, 0))
         return scores
@@ -282,7 +296,7 @@ class Ranking(Task):
     @torch.no_grad()
     def _probabilities(self, backbone: Backbone, tree: Any, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
         self.eval()
-        batch = ranking_batch([tree], [numbers], None, self.tokenizer.pad_id).to(self.head.weight.device)
+        batch = ranking_batch([tree], [numbers], None, self.tokenizer.pad_id).to(self.item_statistics.device)
         result: NDArray[np.float32] = self.logits(backbone, batch).softmax(1)[:, 1].cpu().numpy()
         return result
 
@@ -332,7 +346,14 @@ class RankingScorer:
 
     def score_pairs(self, pairs: Judgements) -> NDArray[np.float32]:
         """Return ``[num_pairs]`` probabilities."""
-        return self.task.score_pairs(self.backbone, pairs, self.split)
+        if pairs.scenes is None:
+            return self.task.score_pairs(self.backbone, pairs, self.split)
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for scene in np.unique(pairs.scenes):
+            rows = np.flatnonzero(pairs.scenes == scene)
+            backbone = in_scenes(self.backbone, torch.tensor([int(scene)]))
+            scores[rows] = self.task.score_pairs(backbone, pairs.take(rows), self.split)
+        return scores
 
     def score_candidates(self, queries: Queries, candidates: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return ``[num_queries, n]`` scores of candidates; ``-1`` = none, scored minus infinity."""
@@ -346,5 +367,5 @@ class RankingScorer:
             lengths=np.diff(queries.history.offsets)[users],
         )
         scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
-        scores[rows, columns] = self.score_pairs(pairs)
+        scores[rows, columns] = self.score_pairs(self.task.placed(pairs))
         return scores

@@ -37,7 +37,7 @@ _FREE_FIELDS = {"base_model_name_or_path", "revision", "inference_mode", "peft_v
 
 
 class PeftTuner:
-    """One method of PEFT: base of the tuners in ``peft.py``, which differ in their config and in what they wrap.
+    """One method of PEFT: base of the tuners that differ in their config and in what they wrap.
 
     Args:
         config: the method's settings, a dataclass whose ``peft(anatomy)`` returns PEFT's own config for a family.
@@ -135,7 +135,14 @@ class PeftTuner:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what PEFT 0.21 says about transformers' names: the user can do nothing about it."""
+    """Hide what PEFT 0.21 says that the user can do nothing about: transformers' names, norms, no merging of biases."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm'", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*you cannot merge the BEFT adapter", category=UserWarning)
         yield
+
+
+def target_names(names: tuple[str, ...]) -> str | list[str] | None:
+    """Return the names of matrices as PEFT takes them: ``None`` = its own choice for the family."""
+    return "all-linear" if names == ("all-linear",) else list(names) or None

@@ -122,25 +122,22 @@ class Landing(Wrapper):
         return self.base_layer(own) + self.bottleneck.fall(guests)
 
 
-def put_after(tuner: InsertedTuner, backbone: Backbone, path: str, bottleneck: Bottleneck) -> None:
-    """Put a bottleneck with a skip behind the module at ``path``."""
-    tuner.put(backbone, path, lambda base_layer: Serial(base_layer, bottleneck))
-
-
-def put_beside(tuner: InsertedTuner, backbone: Backbone, span: Span, bottleneck: Bottleneck) -> None:
-    """Put a bottleneck beside a span.
+def put_bottleneck(tuner: InsertedTuner, backbone: Backbone, place: str | Span, bottleneck: Bottleneck) -> None:
+    """Put a bottleneck behind the module at a path, with a skip, or beside a span.
 
     Nothing is kept from one half to the other, so that the same layer may run twice before anything is read (shared
     layers, pieces of a batch): where a span is two modules, the units go through it in the tensor itself.
     """
-    if span.first == span.last:
-        tuner.put(backbone, span.first, lambda base_layer: Parallel(base_layer, bottleneck))
-        return
-    tuner.put(backbone, span.first, lambda base_layer: Boarding(base_layer, bottleneck))
-    tuner.put(backbone, span.last, lambda base_layer: Landing(base_layer, bottleneck))
+    if isinstance(place, str):
+        tuner.put(backbone, place, lambda base_layer: Serial(base_layer, bottleneck))
+    elif place.first == place.last:
+        tuner.put(backbone, place.first, lambda base_layer: Parallel(base_layer, bottleneck))
+    else:
+        tuner.put(backbone, place.first, lambda base_layer: Boarding(base_layer, bottleneck))
+        tuner.put(backbone, place.last, lambda base_layer: Landing(base_layer, bottleneck))
 
 
-def widest(backbone: Backbone, budget: float, num_sites: int, gated: bool, others: int) -> int:
+def widest(backbone: Backbone, budget: float, num_sites: int, gated: bool = False, others: int = 0) -> int:
     """Return the widest bottleneck that a budget allows.
 
     Args:
@@ -151,7 +148,7 @@ def widest(backbone: Backbone, budget: float, num_sites: int, gated: bool, other
         others: trained parameters beside them (prompts; the control tokens' rows are counted here).
 
     Raises:
-        TunerError: not even a single unit fits.
+        TunerError: not even one unit fits.
     """
     total, hidden = sum(parameter.numel() for parameter in backbone.parameters()), backbone.hidden_size
     fixed = others + backbone.control.numel() + num_sites * (hidden + gated)

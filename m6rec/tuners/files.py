@@ -36,8 +36,16 @@ def save_control(backbone: Backbone, folder: Path, method: str, config: Any = No
     folder.mkdir(parents=True, exist_ok=True)
     card = {"method": method, "fingerprint": backbone.fingerprint, "tokens": json.dumps(CONTROL_TOKENS)}
     if config is not None:
-        card["settings"] = json.dumps(plain(config))
+        card["settings"] = json.dumps(lasting_settings(config))
     save_file({"control": backbone.control.detach().cpu().contiguous()}, folder / CONTROL_FILE, metadata=card)
+
+
+def lasting_settings(config: Any) -> dict[str, Any]:
+    """Return a tuner's settings as an adapter keeps them: without ``start``, which may name a folder of this machine.
+
+    Where trained rows started plays no part once they are trained.
+    """
+    return {name: value for name, value in plain(config).items() if name != "start"}
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from torch import nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.sites import Sites
-from m6rec.config import plain
 from m6rec.errors import TunerError
 from m6rec.tuners.files import (
     CONFIG_FILE,
     TENSORS_FILE,
     check_settings,
     check_shapes,
+    lasting_settings,
     read_config,
     read_control,
     read_tensors,
@@ -69,17 +69,19 @@ class InsertedTuner(ABC):
 
     Attributes:
         tuned: the tuned backbone, while attached.
+        chosen: settings that ``insert`` has chosen itself (a width from a budget), saved in place of the config's.
     """
 
     tuned: Backbone
     Config: ClassVar[type[Any]]
     method: ClassVar[str]
-    free_settings: ClassVar[frozenset[str]] = frozenset({"seed"})
-    """Settings that only decide where training starts: an adapter may be loaded though they differ."""
+    free_settings: ClassVar[frozenset[str]] = frozenset({"seed", "answers"})
+    """Settings that play no part once the modules are trained: an adapter may be loaded though they differ."""
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
         self._before: Snapshot | None = None
+        self.chosen: dict[str, Any] = {}
         self._replaced: dict[str, nn.Module] = {}
         self._frozen: set[nn.Parameter] = set()
 
@@ -137,8 +139,7 @@ class InsertedTuner(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings to save: those that the inserted modules were made by."""
-        found: dict[str, Any] = plain(self.config)
-        return found
+        return lasting_settings(self.config) | self.chosen
 
     def save(self, folder: Path) -> None:
         """Write the inserted modules and their settings under PEFT's names, and the control tokens' rows beside."""

@@ -43,7 +43,7 @@ class PromptedBackbone(WrappedBackbone):
         """Look tokens up, the virtual ones included."""
         is_virtual = ids >= self.first_virtual
         words = self.inner.rows(ids.masked_fill(is_virtual, 0))
-        virtual = F.embedding((ids - self.first_virtual).clamp(min=0), self.prompt())
+        virtual = F.embedding((ids - self.first_virtual).clamp(min=0), self.prompt()).to(words.dtype)
         return torch.where(is_virtual.unsqueeze(-1), virtual, words)
 
     def extend(self, batch: TokenBatch) -> TokenBatch:

@@ -8,7 +8,12 @@ import torch
 from m6rec.backbones.base import Backbone
 from m6rec.errors import TunerError
 from m6rec.tuners import TUNERS
-from m6rec.tuners.peft import LoraConfig, LoraTuner, PrefixTuner, PromptConfig, PromptTuner, PTuningTuner
+from m6rec.tuners.bitfit import BitFitTuner
+from m6rec.tuners.ln_tuning import LNTuningTuner
+from m6rec.tuners.lora import LoraConfig, LoraTuner
+from m6rec.tuners.p_tuning import PTuningTuner
+from m6rec.tuners.prefix import PrefixTuner
+from m6rec.tuners.prompt import PromptConfig, PromptTuner
 from m6rec.tuners.state import TrainedShare, trained_share
 from tests.contracts.backbone_contract import TRUNK, plain_batch
 from tests.contracts.tuner_contract import TunerContract, states
@@ -42,6 +47,13 @@ class TestLora(ChosenFamilies):
     name, settings, families = "lora", {"rank": 4}, ["bert", "gpt2", "t5"]  # transposed matrices, two stacks
 
 
+class TestDora(ChosenFamilies):
+    name, families = "lora", ["bert", "gpt2"]
+
+    def tuner(self, **settings):
+        return super().tuner(decomposed=True, **settings)
+
+
 class TestIA3(ChosenFamilies):
     name, families = "ia3", ["bert", "gpt2"]
 
@@ -58,15 +70,27 @@ class TestPrefix(ChosenFamilies):
     name, identity, settings, families = "prefix", False, {"num_virtual_tokens": 5}, ["bert", "qwen3"]  # grouped heads
 
 
+class TestLNTuning(ChosenFamilies):
+    name, families = "ln-tuning", ["bert", "gpt2", "t5"]
+
+
+class TestBitFit(ChosenFamilies):
+    name, settings, families = "bitfit", {"targets": ()}, ["bert", "qwen3"]  # with and without biases of its own
+
+
+REFUSED = {("prefix", "t5"), ("bitfit", "gpt2")}
+NOT_THE_FROZEN_MODEL = {"prompt", "prefix", "p-tuning", "option", "option-adapter"}
+
+
 @pytest.mark.parametrize("name", sorted(TUNERS))
 @pytest.mark.parametrize("model_type", ALL)
 def test_every_method_on_every_family(tiny_backbone, name: str, model_type: str) -> None:
-    if (name, model_type) == ("prefix", "t5"):
+    if (name, model_type) in REFUSED:
         pytest.skip("refused: tested below")
     backbone, batch = tiny_backbone(model_type), plain_batch(TRUNK, [20, 21])
     bare, tuner = states(backbone, batch), TUNERS.load(name)()
     tuned = tuner.attach(backbone)
-    assert torch.allclose(states(tuned, batch), bare, atol=1e-5) == (name in ("none", "full", "lora", "ia3", "iak"))
+    assert torch.allclose(states(tuned, batch), bare, atol=1e-5) == (name not in NOT_THE_FROZEN_MODEL)
     assert bool(tuner.parameters()) == (name != "none")
     assert torch.equal(states(tuner.detach(), batch), bare)
 
@@ -76,6 +100,28 @@ def test_prefix_refuses_t5_and_leaves_it_alone(tiny_backbone) -> None:
     with pytest.raises(TunerError, match="use prompt, p-tuning, lora or ia3"):
         PrefixTuner().attach(backbone)
     LoraTuner().attach(backbone)
+
+
+def test_bitfit_refuses_gpt2_and_leaves_it_alone(tiny_backbone) -> None:
+    backbone = tiny_backbone("gpt2")
+    with pytest.raises(TunerError, match="use ln-tuning or lora"):
+        BitFitTuner().attach(backbone)
+    LoraTuner().attach(backbone)
+
+
+@pytest.mark.parametrize(("model_type", "count"), [("bert", 7), ("gpt2", 7), ("llama", 7), ("qwen3", 7), ("t5", 15)])
+def test_ln_tuning_reaches_every_norm(tiny_backbone, model_type: str, count: int) -> None:
+    backbone = tiny_backbone(model_type)
+    tuner = LNTuningTuner()
+    tuner.attach(backbone)
+    assert sum(name.endswith("weight") for name in tuner.parameters()) == count
+
+
+def test_rank_stabilised_lora_scales_by_the_root_of_the_rank(tiny_backbone) -> None:
+    for stabilized, scale in ((False, 16 / 4), (True, 16 / 2)):
+        backbone = tiny_backbone("bert")
+        LoraTuner(LoraConfig(rank=4, rank_stabilized=stabilized)).attach(backbone)
+        assert backbone.model.encoder.layer[0].attention.self.query.scaling == {"default": scale}
 
 
 @pytest.mark.parametrize("tuner", [PromptTuner, PTuningTuner, PrefixTuner])
