@@ -34,13 +34,13 @@ class OptionAdapterTuner(InsertedTuner):
     method = "option-adapter"
 
     def insert(self, backbone: Backbone) -> Backbone:
-        """Put an adapter beside every feed-forward, and the rows before every text."""
+        """Put the rows before every text, the same ones as option tuning's, and an adapter beside every feed-forward."""
         spans = [span for sites in sites_of(backbone, self.method) for span in sites.spans]
-        width = self.config.bottleneck
+        tuned, width = with_answers(backbone, self.config), self.config.bottleneck
         if self.config.budget is not None:
             rows = self.config.num_virtual_tokens * backbone.hidden_size
             width = widest(backbone, self.config.budget, len(spans), gated=True, others=rows)
         for span in spans:
             put_bottleneck(self, backbone, span, Bottleneck(backbone.hidden_size, width, F.relu, gated=True))
         self.chosen = {"bottleneck": width, "budget": None}
-        return with_answers(backbone, self.config)
+        return tuned
