@@ -34,7 +34,7 @@ class OptionAdapterTuner(InsertedTuner):
     method = "option-adapter"
 
     def insert(self, backbone: Backbone) -> Backbone:
-        """Put the rows before every text, the same ones as option tuning's, and an adapter beside every feed-forward."""
+        """Put the rows before every text, equal to option tuning's, and an adapter beside every feed-forward."""
         spans = [span for sites in sites_of(backbone, self.method) for span in sites.spans]
         tuned, width = with_answers(backbone, self.config), self.config.bottleneck
         if self.config.budget is not None:

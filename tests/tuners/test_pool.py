@@ -14,7 +14,7 @@ from m6rec.backbones.base import Backbone
 from m6rec.errors import SharedWeightsError, TunerError
 from m6rec.tuners import TUNERS
 from m6rec.tuners.files import CONTROL_FILE
-from m6rec.tuners.peft import LoraConfig, LoraTuner
+from m6rec.tuners.lora import LoraConfig, LoraTuner
 from m6rec.tuners.pool import AdapterPool, find_adapter, open_adapter, saved_tuner, skeleton
 from tests.contracts.backbone_contract import TRUNK, close, plain_batch, stack
 from tests.contracts.tuner_contract import states, train_step, tree
