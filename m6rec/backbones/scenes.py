@@ -69,4 +69,5 @@ def in_scenes(backbone: Backbone, scenes: Int[Tensor, " rows"]) -> Backbone:
     """
     if not isinstance(backbone, SceneBackbone):
         return backbone
-    return backbone.activate(torch.zeros_like(scenes[:1]) if len(backbone.scenes) == 1 else scenes)
+    scenes = torch.zeros_like(scenes[:1]) if len(backbone.scenes) == 1 else scenes
+    return backbone.activate(scenes.to(backbone.control.device))

@@ -14,6 +14,8 @@ from m6rec.errors import DataError
 
 Split = Literal["train", "valid", "test"]
 SPLIT_CODES: dict[str, int] = {"train": 0, "valid": 1, "test": 2}
+NO_TIME = np.iinfo(np.int64).max
+"""Time of a pair whose moment nobody has written down: after everything."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,29 @@ class Histories:
         """
         return self.select(self.splits < max(1, SPLIT_CODES[split]))
 
+    def judged(self, split: Split, labels: NDArray[np.float32]) -> "Judgements":
+        """Return each event of ``split`` with an item and a label as a pair that sees the user's events before it.
+
+        A held-out pair sees the earlier splits' events, never another held-out one.
+
+        Args:
+            split: whose events.
+            labels: ``[num_events]`` 0 or 1, NaN where there is none.
+        """
+        chosen = np.flatnonzero((self.splits == SPLIT_CODES[split]) & (self.items >= 0) & ~np.isnan(labels))
+        history, users = self.before(split), self.users[chosen]
+        # Splits never go back within a user, so the events of earlier splits are the first ones.
+        lengths = np.minimum(chosen - self.offsets[users], np.diff(history.offsets)[users])
+        return Judgements(
+            history,
+            users,
+            self.items[chosen],
+            labels[chosen],
+            lengths,
+            times=None if self.times is None else self.times[chosen],
+            rows=None if self.rows is None else self.rows[chosen],
+        )
+
     def queries(self, split: Split) -> "Queries":
         """Return one question per user with held-out events of ``split``: what comes next?
 
@@ -182,6 +207,10 @@ class Judgements:
         labels: ``[num_pairs]`` float32, 0 or 1.
         lengths: ``[num_pairs]`` int64: how many of the user's events in ``history`` come before the pair and may
             be seen.
+        times: ``[num_pairs]`` int64 Unix seconds of the moment that each was judged at, or ``NO_TIME``; ``None`` = none
+            is known.
+        rows: ``[num_pairs]`` int64 the event behind each, as :attr:`Histories.rows`; ``None`` = none (impressions).
+        scenes: ``[num_pairs]`` int16 the scene of each (:mod:`m6rec.data.scenes`); ``None`` = all of one.
     """
 
     history: Histories
@@ -189,16 +218,14 @@ class Judgements:
     items: NDArray[np.int32]
     labels: NDArray[np.float32]
     lengths: NDArray[np.int64]
+    times: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] | None = None
+    scenes: NDArray[np.int16] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, which: NDArray[np.integer]) -> "Judgements":
         """Return the pairs numbered ``which``, in that order."""
-        return replace(
-            self,
-            users=self.users[which],
-            items=self.items[which],
-            labels=self.labels[which],
-            lengths=self.lengths[which],
-        )
+        columns = {name: column for name, column in vars(self).items() if name != "history" and column is not None}
+        return replace(self, **{name: column[which] for name, column in columns.items()})

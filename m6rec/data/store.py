@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from m6rec.data.attributes import unpack
-from m6rec.data.histories import SPLIT_CODES, Histories, Judgements, Split
+from m6rec.data.histories import NO_TIME, SPLIT_CODES, Histories, Judgements, Split
 from m6rec.data.manifest import FileEntry, Manifest, sha256
 from m6rec.data.schema import REQUIRED_TABLES
 from m6rec.errors import DataError
@@ -157,25 +157,19 @@ class Dataset:
             raise DataError(f"{self.folder} has neither impressions nor values (ratings), so no pair has a label")
         if threshold is None:
             raise DataError("got no threshold, expected the value from which an event is a yes, e.g. threshold=4")
-        judged = (everything.splits == SPLIT_CODES[split]) & (everything.items >= 0) & ~np.isnan(everything.values)
-        history = everything.before(split)
-        users = everything.users
-        # Splits never go back within a user, so the events of earlier splits are the first ones.
-        places = np.arange(everything.num_events) - everything.offsets[users]
-        lengths = np.minimum(places, np.diff(history.offsets)[users])
-        labels = (everything.values >= threshold).astype(np.float32)
-        return Judgements(history, users[judged], everything.items[judged], labels[judged], lengths[judged])
+        labels = np.where(np.isnan(everything.values), np.nan, everything.values >= threshold).astype(np.float32)
+        return everything.judged(split, labels)
 
     def _judged_impressions(self, split: Split) -> Judgements:
         table = self._columns("impressions", ["user", "item", "time", "label", "split"])
         table = table.filter(pc.equal(table["split"], SPLIT_CODES[split]))
         users, history = table["user"].to_numpy(), self.histories().before(split)
         lengths = np.diff(history.offsets)[users]
+        shown = table["time"].fill_null(NO_TIME).to_numpy()
         if history.times is not None:
-            shown = table["time"].fill_null(np.iinfo(np.int64).max).to_numpy()
             lengths = _earlier(history, users, shown)
         labels = table["label"].to_numpy().astype(np.float32)
-        return Judgements(history, users, table["item"].to_numpy(), labels, lengths.astype(np.int64))
+        return Judgements(history, users, table["item"].to_numpy(), labels, lengths.astype(np.int64), times=shown)
 
     def item_record(self, item: int) -> dict[str, Any]:
         """Return what is known of an item: title, brand, category, price, description and attributes; no nulls.

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
+from m6rec.data.scenes import SceneRule
 from m6rec.data.store import Dataset
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.text.render import Renderer
@@ -41,12 +44,14 @@ class Material:
         renderer: the domain's words.
         cache: folder for what is computed once and can be computed again.
         seed: of every random choice.
+        scenes: which scene an example is of; ``None`` = all are of one.
     """
 
     dataset: Dataset
     renderer: Renderer
     cache: Path
     seed: int = 0
+    scenes: SceneRule | None = None
 
 
 class Task(nn.Module, ABC):
@@ -113,6 +118,75 @@ class Task(nn.Module, ABC):
         """Return each example's length for bucketed batches, or ``None``."""
         return None
 
+    def scenes(self) -> NDArray[np.integer] | None:
+        """Return the number of each example's scene, or ``None`` where the task's examples have none."""
+        return None
+
     def refresh(self, backbone: Backbone, epoch: int) -> None:
         """Bring anything cached from the backbone up to date before ``epoch`` (default: nothing)."""
         return
+
+
+class WrappedTask(Task):
+    """A task around another one: everything is the inner one's, until a subclass says otherwise.
+
+    The loop learns the wrapper; what is kept, evaluated and served is the task inside.
+
+    Args:
+        inner: the task to wrap.
+    """
+
+    def __init__(self, inner: Task) -> None:
+        super().__init__()
+        self.inner, self.name, self.catalogue = inner, inner.name, inner.catalogue
+
+    @classmethod
+    def build(cls, config: Any, material: Material, backbone: Backbone) -> "Task":
+        """Refuse: a wrapper is put around a task that stands."""
+        raise TypeError(f"{cls.__name__} wraps a task: build that one")
+
+    @classmethod
+    def load(cls, config: Any, folder: Path, renderer: Renderer, backbone: Backbone) -> "Task":
+        """Refuse: the task inside is what is kept."""
+        raise TypeError(f"{cls.__name__} wraps a task: load that one")
+
+    def save(self, folder: Path) -> None:
+        """Write what the inner task needs for inference."""
+        self.inner.save(folder)
+
+    def restore(self, folder: Path, backbone: Backbone) -> None:
+        """Read what ``save`` wrote."""
+        self.inner.restore(folder, backbone)
+
+    def examples(self) -> Sequence[Any]:
+        """Return the training examples."""
+        return self.inner.examples()
+
+    def collate(self, examples: list[Any]) -> Any:
+        """Make one batch."""
+        return self.inner.collate(examples)
+
+    def loss(self, backbone: Backbone, batch: Any) -> Loss:
+        """Return the loss of one batch."""
+        return self.inner.loss(backbone, batch)
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the loss reaches the backbone."""
+        return self.inner.trains_backbone
+
+    def finish(self, backbone: Backbone) -> None:
+        """Compute what inference needs from the trained weights."""
+        self.inner.finish(backbone)
+
+    def lengths(self) -> Sequence[int] | None:
+        """Return each example's length."""
+        return self.inner.lengths()
+
+    def scenes(self) -> NDArray[np.integer] | None:
+        """Return the number of each example's scene."""
+        return self.inner.scenes()
+
+    def refresh(self, backbone: Backbone, epoch: int) -> None:
+        """Bring anything cached up to date."""
+        self.inner.refresh(backbone, epoch)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m6rec.data.histories import Histories, Judgements
+from m6rec.data.histories import Histories, Judgements, Split
 from m6rec.data.statistics import CROSS_NAMES, ItemStatistics
 from m6rec.text.batch import TokenBatch, branch_ends, collate
 from m6rec.text.prompt import Candidate, Prompt, UserText
@@ -54,16 +54,19 @@ class Slate:
 def slates(pairs: Judgements, max_events: int, max_branches: int) -> list[Slate]:
     """Group pairs so that every one sees at least its last ``max_events // 2`` events, and each stands in one slate.
 
+    Pairs of different scenes never share a slate.
+
     Args:
         pairs: labelled pairs.
         max_events: longest trunk in events.
         max_branches: most pairs a slate; memory only.
     """
-    order = np.lexsort((pairs.lengths, pairs.users))
+    scenes = np.zeros(len(pairs), dtype=np.int64) if pairs.scenes is None else pairs.scenes.astype(np.int64)
+    order = np.lexsort((pairs.lengths, scenes, pairs.users))
     step = max(1, max_events - max_events // 2)
-    # Pairs of one user whose visible histories end in the same stretch of `step` events share a trunk.
+    # Pairs of one user (and scene) whose visible histories end in the same stretch of `step` events share a trunk.
     stretch = np.maximum(0, np.ceil((pairs.lengths[order] - max_events) / step)).astype(np.int64)
-    keys = np.stack([pairs.users[order].astype(np.int64), stretch])
+    keys = np.stack([pairs.users[order].astype(np.int64), scenes[order], stretch])
     cuts = np.flatnonzero(np.any(np.diff(keys, axis=1) != 0, axis=0)) + 1
     result = []
     for group in np.split(order, cuts) if len(order) else []:
@@ -226,26 +229,14 @@ def with_sampled_negatives(positives: Judgements, num_negatives: int, seed: int)
             unmet = np.arange(num_items)
         items[rows] = rng.choice(unmet, size=(len(rows), num_negatives))
     repeat = np.repeat(np.arange(len(positives)), num_negatives)
-    return Judgements(
-        history=history,
-        users=np.concatenate([users, users[repeat]]),
-        items=np.concatenate([positives.items, items.reshape(-1)]),
-        labels=np.concatenate([np.ones(len(positives)), np.zeros(len(repeat))]).astype(np.float32),
-        lengths=np.concatenate([positives.lengths, positives.lengths[repeat]]),
-    )
+    both = positives.take(np.concatenate([np.arange(len(positives)), repeat]))
+    labels = np.concatenate([np.ones(len(positives)), np.zeros(len(repeat))]).astype(np.float32)
+    return replace(both, items=np.concatenate([positives.items, items.reshape(-1)]), labels=labels)
 
 
-def every_event(histories: Histories) -> Judgements:
-    """Return each event with an item as a positive pair that sees the events before it."""
-    chosen = np.flatnonzero(histories.items >= 0)
-    users = histories.users[chosen]
-    return Judgements(
-        history=histories,
-        users=users,
-        items=histories.items[chosen],
-        labels=np.ones(len(chosen), dtype=np.float32),
-        lengths=chosen - histories.offsets[users],
-    )
+def every_event(histories: Histories, split: Split = "train") -> Judgements:
+    """Return each event of ``split`` with an item as a positive pair that sees the events before it."""
+    return histories.judged(split, np.ones(histories.num_events, dtype=np.float32))
 
 
 def pair_statistics(statistics: ItemStatistics, pairs: Judgements, past_only: bool) -> dict[str, NDArray[np.float64]]:
