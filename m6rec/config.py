@@ -114,6 +114,8 @@ def _convert_plain(kind: Any, value: Any) -> Any:
         return value
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
+            if isinstance(value, str) and value.endswith("%"):
+                return float(value[:-1]) / 100
             return float(value)  # words too: plain YAML 1.1 reads 1e-3 as one
         except ValueError:
             return None

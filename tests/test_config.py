@@ -144,7 +144,7 @@ def test_whole_numbers(value, dim):
     assert type(built) is int
 
 
-@pytest.mark.parametrize("value", [1e-3, "1e-3", "0.001"])
+@pytest.mark.parametrize("value", [1e-3, "1e-3", "0.001", "0.1%"])
 def test_numbers_that_yaml_takes_for_text(value):
     assert parse(Inner, {"rate": value}).rate == 1e-3
 

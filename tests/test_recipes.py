@@ -17,8 +17,10 @@ RECIPES = sorted(
     if entry.name.endswith(".yaml")
 )
 # Memory and speed alone: a tiny tokenizer makes long texts.
+_RANKING = ["task.max_events=4", "task.max_branches=6", "training.batch_size=2"]
 SMALL = {
-    "ranking": ["task.max_events=4", "task.max_branches=6", "training.batch_size=2"],
+    "ranking": _RANKING,
+    "ranking-option": [*_RANKING, "tuner.budget=20%", "tuner.num_virtual_tokens=4"],  # of a tiny backbone
     "retrieval-flat": ["task.max_events=4", "task.item_tokens=16", "training.batch_size=4"],
 }
 

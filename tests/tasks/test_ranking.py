@@ -8,7 +8,7 @@ import torch
 
 from m6rec.data.histories import Judgements
 from m6rec.data.statistics import CROSS_NAMES
-from m6rec.errors import DataError
+from m6rec.errors import DataError, TunerError
 from m6rec.tasks.ranking import Ranking, RankingScorer, _listwise
 from m6rec.tasks.ranking_data import NUM_FEATURES, RankingBatch, features, pair_statistics
 from m6rec.text.batch import TokenBatch
@@ -39,9 +39,11 @@ def batch_of(task, count=6):
     return task.collate([rows[index] for index in range(min(count, len(rows)))])
 
 
-@pytest.mark.parametrize("loss", ["pointwise", "listwise"])
-def test_the_loss_falls(make, loss):
-    experiment = make("ranking", f"task.loss={loss}", "task.history_dropout=0")
+@pytest.mark.parametrize(
+    "word", ["task.loss=pointwise", "task.loss=listwise", "tuner={name: option-adapter, num_virtual_tokens: 4}"]
+)
+def test_the_loss_falls(make, word):
+    experiment = make("ranking", word, "task.history_dropout=0")
     task, backbone = experiment.task.train(), experiment.backbone.train()
     batch = batch_of(task, 4)
     parameters = [p for part in (task, backbone) for p in part.parameters() if p.requires_grad]
@@ -55,6 +57,34 @@ def test_the_loss_falls(make, loss):
         values.append(found.value.item())
     assert values[-1] < 0.9 * values[0]
     assert 0 < found.weight <= len(batch.labels)
+
+
+class TestOptions:
+    """A tuner's answers in place of the head."""
+
+    @pytest.fixture(params=["option", "option-adapter"])
+    def experiment(self, make, request):
+        words = ("tuner.num_virtual_tokens=4", "task.history_dropout=0")
+        return make("ranking", f"tuner={{name: {request.param}}}", *words)
+
+    def test_it_starts_from_what_the_numbers_say_alone(self, experiment):
+        task, backbone = experiment.task.eval(), experiment.backbone.eval()
+        batch = batch_of(task)
+        with torch.no_grad():
+            scores, numbers = task.logits(backbone, batch), task.numbers(batch.numbers)[:, 0]
+        torch.testing.assert_close(scores[:, 1] - scores[:, 0], numbers)
+
+    def test_the_first_step_moves_the_answers_apart(self, experiment):
+        task, backbone = experiment.task.train(), experiment.backbone.train()
+        assert task.head is None
+        task.loss(backbone, batch_of(task)).value.backward()
+        apart, together = backbone.prompt_encoder.weight.grad[-2:], backbone.options(2).rows
+        assert torch.equal(together[0], together[1])
+        assert not torch.allclose(apart[0], apart[1])
+
+    def test_a_tuner_with_more_answers_is_refused(self, make):
+        with pytest.raises(TunerError, match="with 2 classes over a tuner with 3 answers"):
+            make("ranking", "tuner={name: option, num_classes: 3}")
 
 
 class TestOnePass:
