@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.resolve import resolve_backbone
+from m6rec.backbones.scenes import SceneBackbone
 from m6rec.config import plain
+from m6rec.data.scenes import SceneRule
 from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError, RunError, SharedWeightsError
 from m6rec.evaluation.evaluator import evaluate
@@ -41,6 +43,7 @@ from m6rec.tasks.base import Material, Task
 from m6rec.tasks.ranking import Ranking, RankingScorer
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.scenes import SceneTask
 from m6rec.text.library import find
 from m6rec.text.render import Renderer
 from m6rec.training.loop import TrainResult, train
@@ -87,7 +90,7 @@ def build(recipe: Recipe) -> Experiment:
     torch.manual_seed(recipe.seed)
     backbone, tuner = _tuned(recipe)
     kind, config = plugin("task", recipe.task)
-    task = kind.build(config, Material(dataset, renderer, Path(recipe.out) / "cache", recipe.seed), backbone)
+    task = kind.build(config, _material(recipe, dataset, renderer, Path(recipe.out)), backbone)
     if not task.trains_backbone:
         _check_tuner_is_used(recipe)
         backbone.requires_grad_(False)
@@ -104,7 +107,7 @@ def train_run(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, Trai
     out = Path(recipe.out)
     _check_unclaimed(out, recipe, resume)
     experiment = build(recipe)
-    share = trained_share(experiment.backbone)
+    task, share = learnt(experiment), trained_share(experiment.backbone)
     logger.info("backbone %s: %s", recipe.backbone.name, share)
     training, judge = recipe.training, None
     if training.evaluate_every is not None and (judge := validator(experiment)) is None:
@@ -112,11 +115,27 @@ def train_run(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, Trai
         training = training.without_evaluation()
     if _is_main_process():
         _claim(out, recipe)
-    result = train(experiment.task, experiment.backbone, training, out, resume=resume, evaluate=judge)
+    result = train(task, experiment.backbone, training, out, resume=resume, evaluate=judge)
     if not result.interrupted and _is_main_process():
         experiment.task.finish(experiment.backbone)
         write_run(experiment, result, share)
     return experiment, result
+
+
+def learnt(experiment: Experiment) -> Task:
+    """Return what the loop learns: the task itself, or the task in its scenes where recipe or backbone has any.
+
+    Raises:
+        ConfigError: the task's examples are of no scene.
+    """
+    scenes, task = experiment.recipe.scenes, experiment.task
+    if scenes is None:
+        return SceneTask(task) if isinstance(experiment.backbone, SceneBackbone) else task
+    if task.scenes() is None:
+        raise ConfigError(f"got scenes for task {task.name!r}, whose examples are of none; remove them, or use ranking")
+    wrapped = SceneTask(task, scenes.sampling == "sqrt", experiment.recipe.seed)
+    wrapped.log_sizes(scenes.scenes)
+    return wrapped
 
 
 def validator(experiment: Experiment) -> Evaluate | None:
@@ -239,7 +258,7 @@ def open_experiment(folder: str | Path, data: str | None = None) -> Experiment:
     renderer = Renderer(kept_words(folder, "data_templates", recipe.domain or dataset.manifest.domain))
     backbone = tuned_backbone(folder, recipe, card)
     kind, config = _task_plugin(folder, recipe)
-    task = kind.build(config, Material(dataset, renderer, folder / "cache", recipe.seed), backbone)
+    task = kind.build(config, _material(recipe, dataset, renderer, folder), backbone)
     task.restore(folder / TASK_FOLDER, backbone)
     return Experiment(recipe, dataset, renderer, backbone, _tuner(recipe), task.eval())
 
@@ -308,9 +327,17 @@ def _keep_words(experiment: Experiment, folder: Path) -> None:
         shutil.copyfile(prompt, folder / "prompts" / f"{prompt.stem}.yaml")
 
 
+def _material(recipe: Recipe, dataset: Dataset, renderer: Renderer, folder: Path) -> Material:
+    rule = SceneRule(recipe.scenes) if recipe.scenes is not None else None
+    return Material(dataset, renderer, folder / "cache", recipe.seed, rule)
+
+
 def _tuned(recipe: Recipe) -> tuple[Backbone, Tuner]:
     tuner = _tuner(recipe)
-    return tuner.attach(resolve_backbone(recipe.backbone.name, recipe.backbone.revision)), tuner
+    tuned = tuner.attach(resolve_backbone(recipe.backbone.name, recipe.backbone.revision))
+    if recipe.start is not None:
+        tuner.load(find_adapter(Path(recipe.start)))
+    return tuned, tuner
 
 
 def _tuner(recipe: Recipe) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from m6rec.config import assign, parse, plain
+from m6rec.data.scenes import SceneConfig
 from m6rec.errors import ConfigError, UnknownNameError
 from m6rec.tasks import TASKS
 from m6rec.training.config import TrainingConfig
@@ -41,6 +42,10 @@ class Recipe:
     """The pretrained model."""
     tuner: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     """`name` on the tuners shelf, and the tuner's own settings."""
+    start: str | None = None
+    """Folder of an adapter, or of a run, that the tuner goes on from; null = its own start. Changes results."""
+    scenes: SceneConfig | None = None
+    """What splits the examples into scenes (seasons, places, genres, ...); null = nothing does. Changes results."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop's settings; its seed is the recipe's."""
     domain: str | None = None
@@ -104,6 +109,8 @@ def check_recipe(tree: dict[str, Any]) -> Recipe:
             _, config = plugin(part, settings)
             if recipe is not None and "seed" in vars(config) and "seed" not in settings:
                 config = replace(config, seed=recipe.seed)
+            if recipe is not None and "scenes" in vars(config):
+                config = replace(config, scenes=_scenes_for(config.scenes, recipe.scenes))
             resolved[part] = {"name": settings["name"], **plain(config)}
         except ConfigError as error:
             problems.append(str(error))
@@ -113,6 +120,21 @@ def check_recipe(tree: dict[str, Any]) -> Recipe:
         raise ConfigError("\n".join(problems))
     training = replace(recipe.training, seed=recipe.seed)
     return replace(recipe, training=training, **resolved)
+
+
+def _scenes_for(own: tuple[str, ...] | None, rule: SceneConfig | None) -> tuple[str, ...] | None:
+    """Return the scenes of a tuner that tells scenes apart: its own, or those of the recipe's rule.
+
+    Raises:
+        ConfigError: several of its own that no rule tells apart.
+    """
+    known = rule.scenes if rule is not None else None
+    if own is None or own == known:
+        return known
+    if len(own) == 1:
+        return own
+    expected = "one, for the recipe has no scenes" if known is None else f"the recipe's ({', '.join(known)}), or one"
+    raise ConfigError(f"tuner.scenes: got {', '.join(own)}, expected {expected}; leave it out to take the recipe's")
 
 
 def plugin(part: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:
