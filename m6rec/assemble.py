@@ -281,7 +281,7 @@ def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any], base: Bac
             f"{folder} was trained on other weights of {recipe.backbone.name!r} than those found now "
             f"({backbone.name}); name the same revision, or train again"
         )
-    tuner, adapter = _tuner(recipe), find_adapter(folder)
+    tuner, adapter = _tuner(recipe, trained=True), find_adapter(folder)
     if base is not None:
         return open_adapter(base, adapter, tuner)
     tuned = tuner.attach(backbone)
@@ -340,8 +340,10 @@ def _tuned(recipe: Recipe) -> tuple[Backbone, Tuner]:
     return tuned, tuner
 
 
-def _tuner(recipe: Recipe) -> Any:
-    kind, config = plugin("tuner", recipe.tuner)
+def _tuner(recipe: Recipe, trained: bool = False) -> Any:
+    """Return the recipe's tuner; where its weights are read, whatever training started from may be gone."""
+    settings = {name: value for name, value in recipe.tuner.items() if not (trained and name == "start")}
+    kind, config = plugin("tuner", settings)
     return kind(config)
 
 

@@ -171,6 +171,14 @@ class TestTrainedRestoredLoaded:
         with pytest.raises(DataError, match="data"):
             open_experiment(experiment.recipe.out)
 
+    def test_a_run_does_not_need_the_adapter_it_started_from(self, recipe, tmp_path):
+        words = ("tuner={name: option, num_virtual_tokens: 3}", "training.max_steps=1")
+        train_run(recipe("ranking", *words, f"out={tmp_path / 'first'}"))
+        start = f"tuner.start.adapter={tmp_path / 'first' / 'adapter'}"
+        experiment, _ = train_run(recipe("ranking", *words, start))
+        shutil.rmtree(tmp_path / "first")
+        assert_same_weights(weights(open_run(experiment.recipe.out)), weights(experiment))
+
 
 class TestResume:
     @pytest.mark.parametrize("name", ["retrieval", "ranking"])
