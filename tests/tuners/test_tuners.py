@@ -155,9 +155,10 @@ def test_lora_on_matrices_that_are_not_there(tiny_backbone) -> None:
     LoraTuner().attach(backbone)
 
 
-def test_a_second_tuner_is_refused(tiny_backbone) -> None:
+@pytest.mark.parametrize("first", ["lora", "ln-tuning", "peterrec", "option-adapter"])
+def test_a_second_tuner_is_refused(tiny_backbone, first: str) -> None:
     backbone = tiny_backbone("bert")
-    LoraTuner().attach(backbone)
+    TUNERS.load(first)().attach(backbone)
     with pytest.raises(TunerError, match="detach the other tuner first"):
         LoraTuner().attach(backbone)
 
