@@ -1,6 +1,7 @@
 """Text in, text out: a run as a recommender for anybody's history. Knows no file format of a dataset and no screen."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from m6rec.assemble import Run, open_run, open_runs
 from m6rec.backbones.base import Backbone
+from m6rec.backbones.scenes import score_in_scenes
+from m6rec.data.scenes import SceneConfig, SceneRule
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.indexes import INDEXES
 from m6rec.tasks.catalogue import Catalogue
@@ -124,8 +127,16 @@ class Recommender:
         chosen = [(place, score) for place, score in zip(places, scores, strict=True) if place not in met]
         return [(catalogue.record(place), score) for place, score in chosen[:k]]
 
-    def rank(self, history: History, candidates: Sequence[str | Event]) -> list[Recommendation]:
+    def rank(
+        self, history: History, candidates: Sequence[str | Event], context: Mapping[str, Any] | None = None
+    ) -> list[Recommendation]:
         """Return candidates (ids, titles, or mappings of an item's fields) by the ranker's probability of a yes.
+
+        Args:
+            history: what the user did, oldest first; may be empty.
+            candidates: what to order.
+            context: what else is known of the request, for a run that tells scenes apart: ``time`` (Unix seconds; now
+                where not given) and the user's or the page's fields.
 
         Raises:
             RunError: there is no ranking run.
@@ -137,7 +148,11 @@ class Recommender:
         assert isinstance(task, Ranking)
         items = [_item(task.catalogue, candidate) for candidate in candidates]
         events = [_with_record(task.catalogue, event) for event in _events(history, task.catalogue)]
-        scores = task.rank(self.ranker.backbone, UserText(events=events), items)
+        user, records = UserText(events=events), [record for _, record in items]
+        scenes = _scenes(self.ranker.recipe.scenes, records, {"time": int(time.time()), **(context or {})})
+        scores = score_in_scenes(
+            self.ranker.backbone, scenes, lambda active, rows: task.rank(active, user, [items[row] for row in rows])
+        )
         order = np.argsort(-scores, kind="stable")
         return [_named(items[index][1], float(scores[index])) for index in order]
 
@@ -244,6 +259,10 @@ class Catalog:
         places = self._recommender._retrieval.catalogue.remove([str(key) for key in ids])
         if self._index is not None:
             self._index.remove(np.array(places))
+
+
+def _scenes(rule: SceneConfig | None, items: Sequence[Event], context: Event) -> NDArray[np.int16]:
+    return np.zeros(len(items), np.int16) if rule is None else SceneRule(rule).of_request(items, context)
 
 
 def _events(history: History, catalogue: Catalogue) -> list[dict[str, Any]]:

@@ -7,9 +7,12 @@ that tells scenes apart.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from m6rec.backbones.base import Backbone, WrappedBackbone
@@ -71,3 +74,22 @@ def in_scenes(backbone: Backbone, scenes: Int[Tensor, " rows"]) -> Backbone:
         return backbone
     scenes = torch.zeros_like(scenes[:1]) if len(backbone.scenes) == 1 else scenes
     return backbone.activate(scenes.to(backbone.control.device))
+
+
+def score_in_scenes(
+    backbone: Backbone,
+    scenes: NDArray[np.integer],
+    score: Callable[[Backbone, NDArray[np.int64]], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Return ``[rows]`` scores, each given in its row's scene; the rows of a scene are scored together.
+
+    Args:
+        backbone: any (:func:`in_scenes`).
+        scenes: ``[rows]`` number of each row's scene.
+        score: activated backbone, row numbers -> their scores.
+    """
+    scores = np.zeros(len(scenes), dtype=np.float32)
+    for scene in np.unique(scenes):
+        rows = np.flatnonzero(scenes == scene)
+        scores[rows] = score(in_scenes(backbone, torch.tensor([int(scene)])), rows)
+    return scores

@@ -5,7 +5,7 @@ module knows no task and no model.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -104,18 +104,19 @@ class SceneRule:
             )
         return numbers
 
-    def of_request(self, item: Record, user: Record, time: int | None = None, event: Record | None = None) -> int:
-        """Return the number of a request's scene; what is not said counts as ``other``.
+    def of_request(self, items: Sequence[Record], context: Record) -> NDArray[np.int16]:
+        """Return the number of each candidate's scene in one request; what is not said counts as ``other``.
 
         Args:
-            item: the candidate's fields.
-            user: the user's.
-            time: Unix seconds.
-            event: what else is known of the moment.
+            items: the candidates' fields.
+            context: what is known besides: ``time`` (Unix seconds), the user's fields, the event's.
         """
-        moment = _moment(NO_TIME if time is None else time)
-        records = {"item": item, "user": user, "time": moment, "event": event or {}}
-        return self._number(records[self.table].get(self.column))
+        if self.table == "item":
+            cells = [item.get(self.column) for item in items]
+        else:
+            known = _moment(int(context.get("time", NO_TIME))) if self.table == "time" else context
+            cells = [known.get(self.column)] * len(items)
+        return np.array([self._number(cell) for cell in cells], dtype=np.int16)
 
     def _source(self, dataset: Dataset, pairs: Judgements) -> tuple[NDArray[Any], Callable[[int], Record]]:
         if self.table == "item":

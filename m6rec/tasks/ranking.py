@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m6rec.backbones.base import Backbone
-from m6rec.backbones.scenes import in_scenes
+from m6rec.backbones.scenes import score_in_scenes
 from m6rec.config import plain
 from m6rec.data.histories import Judgements, Queries
 from m6rec.data.statistics import ItemStatistics, StatisticsConfig
@@ -348,12 +348,11 @@ class RankingScorer:
         """Return ``[num_pairs]`` probabilities."""
         if pairs.scenes is None:
             return self.task.score_pairs(self.backbone, pairs, self.split)
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for scene in np.unique(pairs.scenes):
-            rows = np.flatnonzero(pairs.scenes == scene)
-            backbone = in_scenes(self.backbone, torch.tensor([int(scene)]))
-            scores[rows] = self.task.score_pairs(backbone, pairs.take(rows), self.split)
-        return scores
+        return score_in_scenes(
+            self.backbone,
+            pairs.scenes,
+            lambda active, rows: self.task.score_pairs(active, pairs.take(rows), self.split),
+        )
 
     def score_candidates(self, queries: Queries, candidates: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return ``[num_queries, n]`` scores of candidates; ``-1`` = none, scored minus infinity."""

@@ -58,7 +58,7 @@ def test_columns_of_candidates_users_and_events(dataset: Dataset) -> None:
 )
 def test_a_cell_of_several_labels_is_of_the_first_that_is_named(cell: Any, expected: str) -> None:
     config = SceneConfig("item.genre", ("Drama", "Books", "7"))
-    number = SceneRule(config).of_request({} if cell is None else {"genre": cell}, user={})
+    (number,) = SceneRule(config).of_request([{} if cell is None else {"genre": cell}], {})
     assert config.scenes[number] == expected
 
 
@@ -71,14 +71,14 @@ def test_a_request_is_told_as_the_log_is(little_world: Path, by: str) -> None:
     numbers = rule.of_pairs(dataset, pairs)
     assert len(set(numbers.tolist())) > 1
     for pair in range(0, len(pairs), 97):
-        item, user = dataset.item_record(pairs.items[pair]), dataset.user_record(pairs.users[pair])
-        assert rule.of_request(item, user, int(pairs.times[pair])) == numbers[pair]
+        context = {**dataset.user_record(pairs.users[pair]), "time": int(pairs.times[pair])}
+        assert rule.of_request([dataset.item_record(pairs.items[pair])], context) == numbers[pair]
 
 
 def test_a_request_that_says_nothing_is_of_the_rest() -> None:
-    assert SceneRule(SceneConfig("time.season")).of_request({}, {}) == 4
-    assert SceneRule(SceneConfig("event.page", ("home",))).of_request({}, {}) == 1
-    assert SceneRule(SceneConfig("event.page", ("home",))).of_request({}, {}, event={"page": "home"}) == 0
+    page = SceneRule(SceneConfig("event.page", ("home",)))
+    assert SceneRule(SceneConfig("time.season")).of_request([{}, {}], {}).tolist() == [4, 4]
+    assert (page.of_request([{}], {}), page.of_request([{}], {"page": "home"})) == (1, 0)
 
 
 def test_names_that_stand_nowhere_are_answered_with_those_that_do(dataset: Dataset) -> None:

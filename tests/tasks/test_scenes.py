@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m6rec.api import load
 from m6rec.assemble import Experiment, learnt, open_experiment, train_run
 from m6rec.errors import BackboneError, ConfigError
 from m6rec.recipe import Recipe, check_recipe, dump, read_recipe
@@ -149,6 +151,18 @@ def test_a_run_in_scenes_trains_logs_and_opens_again(shop: Path, tiny_folder: Pa
     pairs = opened.task.pairs("test")
     scores = [RankingScorer(run.task, run.backbone, "test").score_pairs(pairs) for run in (trained, opened)]
     assert np.array_equal(*scores)
+    assert_requests_are_ranked_in_their_scenes(tmp_path / "run", opened)
+
+
+def assert_requests_are_ranked_in_their_scenes(folder: Path, opened: Experiment) -> None:
+    """Check candidates of several scenes in one request against evaluation, for a user without events."""
+    ranker, keys = load(folder), opened.dataset.items["key"][:]
+    pairs = opened.task.pairs("valid").take(np.arange(6))
+    pairs = replace(pairs, users=np.zeros_like(pairs.users), lengths=np.zeros_like(pairs.lengths))
+    expected = RankingScorer(opened.task, opened.backbone, "valid").score_pairs(pairs)
+    found = {item.id: item.score for item in ranker.rank("", [keys[item] for item in pairs.items])}
+    assert len(set(pairs.scenes.tolist())) > 1
+    np.testing.assert_allclose([found[keys[item]] for item in pairs.items], expected, atol=1e-5)
 
 
 def test_two_stages_are_two_runs(shop: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -172,7 +186,7 @@ def test_scenes_in_a_recipe() -> None:
     assert read(*BY_GOODS, "tuner={name: iak, scenes: [all]}").tuner["scenes"] == ["all"]
     assert read("tuner={name: iak}").tuner["scenes"] is None
     for words in ((), BY_GOODS):
-        with pytest.raises(ConfigError, match="tuner.scenes: got a, b"):
+        with pytest.raises(ConfigError, match=r"tuner\.scenes: got a, b"):
             read(*words, "tuner={name: iak, scenes: [a, b]}")
 
 
