@@ -27,7 +27,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def tiny_backbone() -> Callable[..., "Backbone"]:
     """Return ``make(model_type, attention="sdpa")``: a fresh tiny backbone with seeded random weights.
 
-    ``model_type`` is one of ``bert gpt2 llama qwen3 t5``. Two calls give equal weights and share nothing.
+    ``model_type`` is one of ``bert gpt2 llama nextitnet qwen3 t5``. Two calls give equal weights and share nothing.
     """
     return make_tiny_backbone
 
@@ -45,14 +45,16 @@ def _tiny(model_type: str, attention: str) -> tuple[Any, Any]:
     import torch
     import transformers
 
+    import m6rec.backbones.nextitnet  # noqa: F401  (tells the library of the model type that is ours)
     from m6rec.backbones.anatomy import ANATOMIES
 
     tokenizer = tiny_tokenizer()
     config = transformers.AutoConfig.for_model(model_type, **_sizes(model_type, len(tokenizer)))
     auto = getattr(transformers, ANATOMIES[model_type].auto)
+    chosen = {} if model_type == "nextitnet" else {"attn_implementation": attention}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = auto.from_config(config, attn_implementation=attention)
+        model = auto.from_config(config, **chosen)
         if model_type == "bert":
             model.pooler = None
         for parameter in model.parameters():  # the library's own start is so flat that a wrong mask would hardly show
@@ -71,6 +73,8 @@ def _sizes(model_type: str, vocabulary: int) -> dict[str, Any]:
         case "t5":
             sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
             return {"vocab_size": vocabulary + 3, **sizes, **ids, "decoder_start_token_id": 0}
+        case "nextitnet":
+            return {"vocab_size": vocabulary, "hidden_size": 32, "dilations": [1, 2]}
         case _:
             grouped = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 96}
             return {**common, **grouped, "intermediate_size": 64, **ids}
