@@ -130,6 +130,7 @@ ANATOMIES: dict[str, Anatomy] = {
         sites=(Sites(("first.taps",), ("second.taps",), (Span("first", "first"), Span("second", "second"))),),
         enter=_enter_nextitnet,
         max_tokens="receptive_field",
+        norm_names=("first_norm", "second_norm"),
     ),
     "qwen3": _ROTARY,
     "t5": Anatomy(

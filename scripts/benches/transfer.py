@@ -11,6 +11,7 @@ Without --data only the sample world is studied.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,7 +46,7 @@ from m6rec.tuners.peterrec import PeterRecConfig
 USERS = {"train": 0.6, "valid": 0.1, "test": 0.3}
 SHARES = {"": 1.0, "_20%": 0.2, "_5%": 0.05}
 RATES = (1e-3, 3e-3, 1e-2)
-LENGTH, WIDTH, UNITS, RANK, DROPOUT = 60, 64, 8, 4, 0.2
+LENGTH, WIDTH, UNITS, RANK, VIRTUAL, DROPOUT = 60, 64, 8, 4, 16, 0.2
 PRETRAINING_EPOCHS, EPOCHS, PATIENCE, BATCH = 40, 60, 6, 32
 
 
@@ -133,12 +134,21 @@ def only(events: Histories, chosen: NDArray[np.bool_]) -> Histories:
 
 @dataclass(frozen=True)
 class Body:
-    """What is pretrained: how its figures' names end, what builds and trains it, and the matrices that LoRA changes."""
+    """What is pretrained.
+
+    Args:
+        suffix: how its figures' names end.
+        kind: what builds and trains it.
+        config: its settings.
+        matrices: those that LoRA changes.
+        others: further tuners of the shelf that work on it, as they are.
+    """
 
     suffix: str
     kind: type[NextItemBaseline]
     config: NextItemConfig
     matrices: tuple[str, ...]
+    others: tuple[str, ...]
 
 
 class SmallGPT2(NextItemBaseline):
@@ -147,7 +157,8 @@ class SmallGPT2(NextItemBaseline):
     name, Config = "gpt2", NextItemConfig
 
     def build(self, num_items: int) -> ItemNetwork:
-        sizes = {"vocab_size": num_items + 1, "n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": LENGTH + 1}
+        sizes = {"vocab_size": num_items + 1, "n_embd": WIDTH, "n_layer": 2, "n_head": 2}
+        sizes["n_positions"] = LENGTH + 1 + VIRTUAL  # room for what prompt tuning puts in front
         drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), DROPOUT)
         model = GPT2LMHeadModel(GPT2Config(**sizes, **drops, bos_token_id=None, eos_token_id=None))
         return BackboneNetwork(CausalBackbone(model, item_tokenizer(num_items), self.name), num_items)
@@ -158,9 +169,12 @@ def bodies(epochs: int) -> tuple[Body, ...]:
     stopping = {"max_epochs": epochs, "patience": 5, "holdout": 0.5}
     training: dict[str, Any] = {"max_length": LENGTH, "learning_rate": 4e-3, "bf16": True, **stopping}
     nextitnet = NextItNetConfig(width=WIDTH, dilations=(1, 4, 1, 4), dropout=DROPOUT, **training)
+    virtual = ("prompt", "p-tuning", "prefix")
     return (
-        Body("", NextItNet, nextitnet, ("taps",)),
-        Body("_gpt2", SmallGPT2, NextItemConfig(**training), ("c_attn", "c_proj", "c_fc")),
+        Body("", NextItNet, nextitnet, ("taps",), ("ln-tuning", "bitfit")),
+        Body(
+            "_gpt2", SmallGPT2, NextItemConfig(**training), ("c_attn", "c_proj", "c_fc"), ("ln-tuning", "ia3", *virtual)
+        ),
     )
 
 
@@ -216,6 +230,7 @@ def shelf(name: str, **settings: Any) -> Tuner:
 def arms(body: Body, seed: int) -> dict[str, Callable[[], Tuner]]:
     """Return what makes every arm's tuner; ``no_pretraining`` gets an untrained body."""
     patch = {"bottleneck": UNITS, "seed": seed}
+    others = {name.replace("-", "_"): functools.partial(shelf, name) for name in body.others}
     return {
         "full": lambda: shelf("full"),
         "no_pretraining": lambda: shelf("full"),
@@ -226,6 +241,7 @@ def arms(body: Body, seed: int) -> dict[str, Callable[[], Tuner]]:
         "parallel_published": lambda: OddPatches(OwnSkip, seed),
         "no_skip": lambda: OddPatches(NoSkip, seed),
         "lora": lambda: shelf("lora", rank=RANK, targets=body.matrices, seed=seed),
+        **others,
     }
 
 

@@ -61,6 +61,14 @@ class TestLora(OnNextItNet):
     name, always, settings = "lora", {"targets": ("taps",)}, {"rank": 4}
 
 
+class TestLNTuning(OnNextItNet):
+    name = "ln-tuning"
+
+
+class TestBitFit(OnNextItNet):
+    name = "bitfit"
+
+
 class TestSerialPatches(OnNextItNet):
     name, settings = "peterrec", {"placement": "1mp-serial"}
 
