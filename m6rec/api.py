@@ -17,6 +17,7 @@ from m6rec.backbones.base import Backbone
 from m6rec.backbones.scenes import score_in_scenes
 from m6rec.data.scenes import SceneConfig, SceneRule
 from m6rec.errors import ConfigError, DataError, RunError
+from m6rec.hub.transfer import locate, push
 from m6rec.indexes import INDEXES
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.item_space import ItemSpace, last_segments
@@ -55,18 +56,20 @@ def load(
     Runs that were trained on the same weights share one backbone in memory.
 
     Args:
-        run: folder of a retrieval run, or of a ranking run.
-        ranker: folder of a ranking run that orders what the first one retrieves.
+        run: folder of a retrieval run, or of a ranking run; or its name on the Hub, ``owner/name``.
+        ranker: a ranking run that orders what the first one retrieves.
         index: name on the indexes shelf; speed only.
         backbone: a bare one that is in memory already, to open many runs on one.
 
     Raises:
         RunError: a folder is no finished run, or the pair does not fit.
+        HubError: there is no such folder, and the Hub does not give such a run.
     """
-    if ranker is None and backbone is None:
-        return Recommender(open_run(run), None, index)
-    opened = open_runs([run] if ranker is None else [run, ranker], backbone)
-    return Recommender(opened[0], opened[1] if ranker is not None else None, index)
+    folders = [locate(each) for each in (run, ranker) if each is not None]
+    if len(folders) == 1 and backbone is None:
+        return Recommender(open_run(folders[0]), None, index)
+    first, *second = open_runs(folders, backbone)
+    return Recommender(first, second[0] if second else None, index)
 
 
 class Recommender:
@@ -155,6 +158,21 @@ class Recommender:
         )
         order = np.argsort(-scores, kind="stable")
         return [_named(items[index][1], float(scores[index])) for index in order]
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Put the run on the Hugging Face Hub and return the commit's address.
+
+        What the catalogue has gained or lost since the run was opened does not go along; nor does the ranker, which is a
+        run of its own.
+
+        Args:
+            name: ``owner/name``.
+            options: as :func:`m6rec.hub.transfer.push` has them.
+
+        Raises:
+            HubError: the run cannot be published as it is, or the Hub refuses it.
+        """
+        return push(self.run.folder, name, **options)
 
     def _user(self, events: list[dict[str, Any]]) -> torch.Tensor:
         """Return the user's vector, as the index wants it."""

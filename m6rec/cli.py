@@ -23,6 +23,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Prepare dataset folders.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+hub_app = typer.Typer(
+    no_args_is_help=True, help="Push runs to the Hugging Face Hub and pull them.", rich_markup_mode=None
+)
+app.add_typer(hub_app, name="hub")
 # Titles, paths and settings are words, never markup.
 console = Console(markup=False, emoji=False)
 
@@ -30,7 +34,7 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the answe
 HistoryOption = Annotated[
     str, typer.Option("--history", help="Titles or ids separated by ';', or a JSON/JSONL file of events.")
 ]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, or its name on the Hub: OWNER/NAME.")]
 SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
     "baselines": "m6rec.baselines:BASELINES",
@@ -140,16 +144,17 @@ def evaluate(
     """Evaluate a run beside baselines, on everything that was held out."""
     from m6rec.assemble import open_experiment
     from m6rec.comparison import compare_reranked, compare_run
+    from m6rec.hub.transfer import locate
 
     if split not in ("valid", "test"):
         raise UnknownNameError("split", split, ("valid", "test"))
-    experiment = open_experiment(run, data)
+    experiment = open_experiment(locate(run), data)
     held_out: Any = split
     compared = compare_run(experiment, held_out, _parts(baselines, ","), trials)
     console.print(compared.report.table())
     answer = compared.to_dict(experiment)
     if ranker:
-        reranked = compare_reranked(experiment, open_experiment(ranker, data), held_out)
+        reranked = compare_reranked(experiment, open_experiment(locate(ranker), data), held_out)
         console.print(reranked.table())
         answer["reranked"] = reranked.to_dict()
     _write_json(json_file, lambda: answer)
@@ -183,6 +188,41 @@ def rank(
     from m6rec.api import load
 
     _show_items(load(run).rank(_history(history), _parts(candidates, ";")), json_file)
+
+
+@hub_app.command(name="push")
+def hub_push(
+    run: RunArgument,
+    name: Annotated[str, typer.Argument(help="OWNER/NAME; made where it does not exist.")],
+    figures: Annotated[
+        Path | None, typer.Option(help="What `m6rec evaluate RUN --json FILE` wrote, for the card.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Hub id of the base model, where the run names a folder.")] = None,
+    catalogue: Annotated[bool, typer.Option(help="Whether the items' titles and fields go along.")] = True,
+    private: Annotated[bool | None, typer.Option(help="Whether a new model is private.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write the files into this folder instead, to look at them.")] = None,
+) -> None:
+    """Push a run, with card, recipe and words: m6rec hub push runs/shop OWNER/NAME --figures report.json."""
+    from m6rec.hub.transfer import prepare, push
+
+    if to is not None:
+        prepare(run, to, name, base=base, figures=figures, catalogue=catalogue)
+        console.print(
+            f"{to}: {', '.join(sorted(str(path.relative_to(to)) for path in to.rglob('*') if path.is_file()))}"
+        )
+        return
+    console.print(push(run, name, base=base, figures=figures, catalogue=catalogue, private=private), soft_wrap=True)
+
+
+@hub_app.command(name="pull")
+def hub_pull(
+    name: Annotated[str, typer.Argument(help="OWNER/NAME, or OWNER/NAME@REVISION.")],
+    out: Annotated[Path | None, typer.Option(help="A new folder; default: a cache.")] = None,
+) -> None:
+    """Pull a run and print its folder: m6rec hub pull OWNER/NAME --out runs/theirs."""
+    from m6rec.hub.transfer import pull
+
+    console.print(str(pull(name, out)), soft_wrap=True)
 
 
 @app.command(name="show-prompt")

@@ -12,6 +12,10 @@
     ├── TunerError           an adapter does not fit, or a tuner cannot do what was asked
     │   └── SharedWeightsError   a tuner would change weights that others share
     ├── RunError             a run folder is missing, incomplete or of another version
+    ├── HubError             what is on the Hub cannot be used, or the Hub refuses what is sent
+    │   ├── HubNameError         no such model or revision there
+    │   ├── HubAccessError       no token, or one that may not do this
+    │   └── HubConnectionError   the Hub cannot be reached
     ├── CheckpointError      a checkpoint cannot be written or read
     └── MissingExtraError    an optional dependency is not installed
 
@@ -89,6 +93,22 @@ class SharedWeightsError(TunerError):
 
 class RunError(M6RecError):
     """A run folder is missing, incomplete or of another version."""
+
+
+class HubError(M6RecError):
+    """What is on the Hub cannot be used, or the Hub refuses what is sent."""
+
+
+class HubNameError(HubError):
+    """There is no such model or revision on the Hub."""
+
+
+class HubAccessError(HubError):
+    """There is no token, or it may not do this."""
+
+
+class HubConnectionError(HubError):
+    """The Hub cannot be reached."""
 
 
 class CheckpointError(M6RecError):

@@ -324,7 +324,7 @@ class Retrieval(Task):
         if (given := self.config.neighbours.new_share) is not None:
             return [(offered, given)]
         later = offered & (np.arange(len(new)) >= int(self.at_training[0]))
-        return [(offered & ~later, float(self.at_training[1])), (later, float(later.mean()))]
+        return [(offered & ~later, float(self.at_training[1])), (later, float(later.sum() / max(1, len(later))))]
 
     @torch.no_grad()
     def states(
@@ -358,13 +358,15 @@ class Retrieval(Task):
     def read_events(self, places: Sequence[int | None], texts: Sequence[str], backbone: Backbone) -> Segments:
         """Return the vectors of events: of known items by position, of strangers by their words."""
         assert self.catalogue.vectors is not None
-        known = torch.tensor([-1 if place is None else place for place in places], dtype=torch.long)
-        vectors = self.catalogue.vectors[known.clamp(min=0)]
-        strangers = (known < 0).nonzero()[:, 0]
-        if len(strangers):
-            words = self.tokenizer.texts([texts[number] for number in strangers.tolist()])
-            vectors[strangers] = self.encoder.encode(backbone, words)
-        ids = torch.where(known >= 0, torch.from_numpy(self.catalogue.ids)[known.clamp(min=0)], -1)
+        known = torch.tensor([place is not None for place in places], dtype=torch.bool)
+        rows = torch.tensor([place for place in places if place is not None], dtype=torch.long)
+        vectors = self.catalogue.vectors.new_empty(len(places), self.catalogue.vectors.shape[1])
+        vectors[known] = self.catalogue.vectors[rows]
+        if not known.all():
+            strangers = [text for text, place in zip(texts, places, strict=True) if place is None]
+            vectors[~known] = self.encoder.encode(backbone, self.tokenizer.texts(strangers))
+        ids = torch.full((len(places),), -1)
+        ids[known] = torch.from_numpy(self.catalogue.ids)[rows]
         return self.segments(vectors, ids)
 
     def save(self, folder: Path) -> None:

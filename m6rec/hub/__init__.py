@@ -1,0 +1,1 @@
+"""Runs on the Hugging Face Hub: what goes there, what it says of itself, and how it comes back."""
