@@ -162,8 +162,8 @@ class Recommender:
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Put the run on the Hugging Face Hub and return the commit's address.
 
-        What the catalogue has gained or lost since the run was opened does not go along; nor does the ranker, which is a
-        run of its own.
+        What the catalogue has gained or lost since the run was opened does not go along; nor does the ranker, which is
+        a run of its own.
 
         Args:
             name: ``owner/name``.

@@ -148,6 +148,19 @@ def _trained(task: str, shop: Path, tiny_folder: Path, tmp_path_factory: pytest.
     return out
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Any:
+    """Return a running stand-in for the Hub, which the real client talks to; ``me/tiny`` is the little runs' base."""
+    from tests.hub_server import WRITE, HubServer, Model, connect
+
+    server = HubServer()
+    connect(server, monkeypatch, tmp_path_factory.mktemp("hub"), token=WRITE)
+    server.models["me/tiny"] = Model()
+    server.models["me/tiny"].add({path.name: path.read_bytes() for path in tiny_folder.iterdir()})
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="session")
 def little_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the dataset folder of a small sample world: 150 users, 300 items."""

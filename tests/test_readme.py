@@ -1,4 +1,4 @@
-"""The README's own commands, run on a little shop; only the backbone is made small."""
+"""The README's own commands, run on a little shop; only the backbone is made small, and the Hub is a stand-in."""
 
 import re
 import shlex
@@ -21,10 +21,18 @@ def commands():
 
 
 def test_the_readme_shows_the_main_job():
-    assert {words[1] for words in commands()} >= {"data", "train", "recommend", "evaluate", "show-prompt", "list"}
+    assert {words[1] for words in commands()} >= {
+        "data",
+        "train",
+        "recommend",
+        "evaluate",
+        "show-prompt",
+        "list",
+        "hub",
+    }
 
 
-def test_the_readmes_commands_run_in_their_order(tmp_path, monkeypatch, capfd, tiny_folder):
+def test_the_readmes_commands_run_in_their_order(tmp_path, monkeypatch, capfd, tiny_folder, hub):
     write_shop(tmp_path, shop_events(40))
     monkeypatch.chdir(tmp_path)
     for words in commands():
@@ -34,9 +42,12 @@ def test_the_readmes_commands_run_in_their_order(tmp_path, monkeypatch, capfd, t
             words = [*words, "--backbone", str(tiny_folder)]
         if words[1] == "evaluate":
             words = [word.replace(",sasrec", "") for word in words]
+        if words[1:3] == ["hub", "push"]:
+            words = [*words, "--base", "me/tiny"]
         monkeypatch.setattr(sys, "argv", [str(word) for word in words])
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert not end.value.code, (words, capfd.readouterr().err)
     assert (tmp_path / "top10.json").is_file()
     assert (tmp_path / "report.png").is_file()
+    assert (tmp_path / "runs" / "theirs" / "run.json").is_file()

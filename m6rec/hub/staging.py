@@ -44,7 +44,9 @@ def stage(run: Path, folder: Path, base: str | None = None, *, catalogue: bool =
         _copy(run / part, folder / part, deep=True)
     card["backbone"]["name"] = name
     tree["backbone"] = {**tree["backbone"], "name": name}
-    tree |= {"data": card["data"]["name"], "out": run.resolve().name}
+    # Where training started lies in a folder of this machine, and plays no part any more.
+    tree |= {"data": card["data"]["name"], "out": run.resolve().name, "start": None}
+    tree["tuner"] = {key: value for key, value in tree["tuner"].items() if key != "start"}
     for table, key in ((tree, "domain"), (tree["task"], "prompt")):
         if table.get(key):
             table[key] = Path(table[key]).stem

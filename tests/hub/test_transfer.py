@@ -126,6 +126,22 @@ class TestPush:
         with pytest.raises(HubError, match="save tensors as safetensors"):
             push(run, "me/ranker", base="me/tiny")
 
+    def test_no_place_of_this_machine_goes_along(self, ranking_run, tmp_path):
+        run = Path(shutil.copytree(ranking_run, tmp_path / "run"))
+        tree = yaml.safe_load((run / "recipe.yaml").read_text())
+        tree |= {"start": "/home/me/run", "domain": "/home/me/goods.yaml"}
+        tree["task"]["prompt"], tree["tuner"]["start"] = "/home/me/ask.yaml", {"adapter": "/home/me/run/adapter"}
+        (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
+        prepare(run, tmp_path / "look", "me/ranker", base="me/tiny")
+        staged = yaml.safe_load((tmp_path / "look" / "recipe.yaml").read_text())
+        assert (staged["domain"], staged["task"]["prompt"], staged["data"], staged["out"]) == (
+            "goods",
+            "ask",
+            "csv",
+            "run",
+        )
+        assert "/home/me" not in (tmp_path / "look" / "recipe.yaml").read_text()
+
     def test_no_run_there(self, hub, tmp_path):
         with pytest.raises(RunError, match="no run folder"):
             push(tmp_path / "nothing", "me/ranker")
