@@ -1,4 +1,4 @@
-"""PeterRec's model patches on a Transformer."""
+"""PeterRec's model patches: on dilated convolutions, as published, and on a Transformer."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,8 @@ class PeterRecConfig:
     """Settings of PeterRec's patches."""
 
     placement: Literal["2mp-serial", "1mp-serial", "parallel"] = "2mp-serial"
-    """Behind attention and feed-forward, behind the feed-forward only, or beside the feed-forward (changes results)."""
+    """Behind attention and feed-forward, behind the feed-forward only, or beside the feed-forward; on NextItNet behind
+    both convolutions of a block, behind its second, or beside both (changes results)."""
     bottleneck: int = 48
     """Units of every patch; an eighth of the width keeps a patch below a tenth of what it patches (changes results)."""
     budget: float | None = None
@@ -33,10 +34,10 @@ class PeterRecTuner(InsertedTuner):
 
     Source: Yuan et al., PeterRec (SIGIR 2020, arXiv 2001.04253), model patches; the activation and the places are those
     of the authors' code.
-    Differs: on a Transformer, where the paper has a dilated convolution. The output projection starts at 0, so that all
-    three start as the frozen model; and a parallel patch has no skip of its own, for the layer has one (with both, as
-    in the authors' code, training starts from another model). Norms stay frozen, as their code calls training them "not
-    very necessary".
+    Differs: a Transformer's attention and feed-forward stand for the two dilated convolutions of a block, which
+    NextItNet has as published. The output projection starts at 0, so that all three start as the frozen model; and a
+    parallel patch has no skip of its own, for the layer has one (with both, as in the authors' code, training starts
+    from another model). Norms stay frozen, as their code calls training them "not very necessary".
     """
 
     Config = PeterRecConfig
