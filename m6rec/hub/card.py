@@ -84,10 +84,20 @@ def write_model_card(folder: Path, name: str, figures: Figures | None = None) ->
         name: ``owner/name`` on the Hub.
         figures: what an evaluation found.
     """
+    facts = _facts(folder, name, figures)
+    head = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
+    words = resources.files("m6rec.hub").joinpath("card.md").read_text(encoding="utf-8")
+    body = jinja2.Environment(keep_trailing_newline=True).from_string(words).render(facts)
+    (folder / MODEL_CARD).write_text(f"---\n{head}---\n\n{body}", encoding="utf-8")
+
+
+def _facts(folder: Path, name: str, figures: Figures | None) -> dict[str, Any]:
+    """Return everything that ``card.md`` speaks of."""
     card, tree = read_card(folder), read_recipe_tree(folder)
     config = _json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
     catalogue = folder / TASK_FOLDER / "catalogue" / "items.parquet"
-    facts = {
+    counts = card["data"]["counts"]
+    return {
         "name": name,
         "base": hub_id(card["backbone"]["name"]),
         "fingerprint": card["backbone"]["fingerprint"],
@@ -97,18 +107,11 @@ def write_model_card(folder: Path, name: str, figures: Figures | None = None) ->
         "auto": _AUTO.get(config.get("task_type", "")) if "peft_type" in config else None,
         "trained": card["trained_parameters"],
         "catalogue": pq.read_metadata(catalogue).num_rows if catalogue.is_file() else 0,
-        "adapter": sorted(
-            path.name for path in folder.iterdir() if path.name.startswith(("adapter", "control", "model."))
-        ),
-        "counts": _in_words({key: card["data"]["counts"][key] for key in ("users", "items", "events", "test_events")}),
+        "adapter": sorted({path.name for path in folder.iterdir() if path.is_file()} - {CARD_FILE, RECIPE_FILE}),
+        "counts": _in_words({kind: counts[kind] for kind in ("users", "items", "events", "test_events")}),
         "figures": figures,
-        **{key: card[key] for key in ("data", "steps", "epochs", "cpu_seconds")},
+        **{fact: card[fact] for fact in ("data", "steps", "epochs", "cpu_seconds")},
     }
-    head = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
-    words = jinja2.Environment(trim_blocks=False, keep_trailing_newline=True).from_string(
-        resources.files("m6rec.hub").joinpath("card.md").read_text(encoding="utf-8")
-    )
-    (folder / MODEL_CARD).write_text(f"---\n{head}---\n\n{words.render(facts)}", encoding="utf-8")
 
 
 def _metadata(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,19 +42,24 @@ def stage(run: Path, folder: Path, base: str | None = None, *, catalogue: bool =
     _copy(find_adapter(run), folder, deep=False)
     for part in (TASK_FOLDER, WORDS_FOLDER):
         _copy(run / part, folder / part, deep=True)
-    card["backbone"]["name"] = name
-    tree["backbone"] = {**tree["backbone"], "name": name}
-    # Where training started lies in a folder of this machine, and plays no part any more.
-    tree |= {"data": card["data"]["name"], "out": run.resolve().name, "start": None}
-    tree["tuner"] = {key: value for key, value in tree["tuner"].items() if key != "start"}
-    for table, key in ((tree, "domain"), (tree["task"], "prompt")):
-        if table.get(key):
-            table[key] = Path(table[key]).stem
+    _forget_places(card, tree, run.resolve().name)
+    card["backbone"]["name"] = tree["backbone"]["name"] = name
     if not catalogue:
         tree["task"] |= withhold_items(folder / TASK_FOLDER)
     (folder / CARD_FILE).write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
     _name_base(folder / CONFIG_FILE, hub_id(name))
+
+
+def _forget_places(card: dict[str, Any], tree: dict[str, Any], name: str) -> None:
+    """Take every path of this machine out of a card and a recipe, in place."""
+    tree |= {"data": card["data"]["name"], "out": name}
+    # Where training started plays no part any more.
+    tree.pop("start", None)
+    tree["tuner"].pop("start", None)
+    for table, key in ((tree, "domain"), (tree["task"], "prompt"), (card["data"], "domain")):
+        if table.get(key):
+            table[key] = Path(table[key]).stem
 
 
 def hub_id(name: str) -> str:

@@ -188,9 +188,10 @@ def _download(repo: str, commit: str, files: list[str], folder: Path, token: str
     except Exception:
         shutil.rmtree(partial)  # nothing in it is worth a second look
         raise
-    if folder.is_dir():  # empty, or another process was faster
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    if folder.is_dir() and any(folder.iterdir()):  # another process was faster, and has the same
+        shutil.rmtree(partial)
+    else:
+        os.replace(partial, folder)
 
 
 def _exists(api: Any, repo: str) -> bool:

@@ -7,10 +7,9 @@ backbone. This module knows no method; what made an adapter, and with which sett
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,13 +23,20 @@ from m6rec.tuners import TUNERS
 from m6rec.tuners.base import Tuner
 from m6rec.tuners.files import CONTROL_FILE, read_adapter_card
 
+Run = Callable[[Backbone, Tensor], Tensor]
+
 
 def skeleton(backbone: Backbone) -> Backbone:
     """Return a backbone with modules of its own around the weights of ``backbone``.
 
     Every parameter and buffer is the same object in both, only the control tokens' rows are copied: a tuner may take
     the one apart and train what it adds, and the other does not change. It costs some hundred kilobytes, not a model.
+
+    Raises:
+        TunerError: ``backbone`` itself is being trained.
     """
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise TunerError("got a backbone that is being trained, expected a bare one to share; detach its tuner first")
     _ = backbone.fingerprint  # taken once, copied with the rest
     shared = [*backbone.parameters(), *backbone.buffers(), backbone.tokenizer]
     memo = {id(part): part for part in shared if part is not backbone.control}
@@ -184,12 +190,11 @@ class AdapterPool:
             TunerError: no such adapter, or all places are pinned.
         """
         with self._changing:
-            with self._lock:
-                known = self._info(name)
-                self._check_room(name)
-                self._known[name] = replace(known, pinned=pinned)
             if pinned:
+                self._check_room(name)
                 self.get(name)
+            with self._lock:
+                self._known[name] = replace(self._info(name), pinned=pinned)
 
     def list(self) -> tuple[Adapter, ...]:
         """Return every adapter that the pool knows, by name."""
@@ -223,7 +228,7 @@ class AdapterPool:
         """
         return self._scatter(adapters, len(hidden), lambda tuned, rows: tuned.logits(hidden[rows]))
 
-    def _scatter(self, adapters: Sequence[str | None], size: int, run: Any) -> Tensor:
+    def _scatter(self, adapters: Sequence[str | None], size: int, run: Run) -> Tensor:
         if len(adapters) != size:
             raise TunerError(f"got {len(adapters)} adapter names for a batch of {size} rows, expected one a row")
         groups: dict[str | None, list[int]] = {}
@@ -249,8 +254,7 @@ class AdapterPool:
         return self._known[name]
 
     def _read(self, name: str, folder: Path, pin: bool) -> Backbone:
-        with self._lock:
-            self._check_room(name)
+        self._check_room(name)
         tuned = open_adapter(self.backbone, folder)
         known = Adapter(name, folder, read_adapter_card(folder).method, self._own(tuned), pin, True)
         with self._lock:
@@ -269,7 +273,8 @@ class AdapterPool:
 
     def _check_room(self, name: str) -> None:
         """Refuse one more adapter than there are places that are not pinned."""
-        pinned = [known.name for known in self._known.values() if known.pinned and known.name != name]
+        with self._lock:
+            pinned = [known.name for known in self._known.values() if known.pinned and known.name != name]
         if len(pinned) >= self.capacity:
             raise TunerError(
                 f"got the adapter {name!r} for a pool whose {self.capacity} places are all pinned "

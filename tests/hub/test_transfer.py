@@ -9,11 +9,14 @@ import torch
 import yaml
 
 import m6rec
+from m6rec.assemble import train_run
 from m6rec.backbones.resolve import resolve_backbone
 from m6rec.errors import HubAccessError, HubConnectionError, HubError, HubNameError, M6RecError, RunError
 from m6rec.hub.transfer import locate, prepare, pull, push
+from m6rec.recipe import read_recipe
 from tests.contracts.backbone_contract import close, plain_batch
 from tests.hub_server import READ, Model
+from tests.little_shop import SMALL
 
 HISTORY, CANDIDATES = "red shirt; blue lamp", ["g03", "winter phone", {"title": "summer film", "brand": "warm"}]
 
@@ -43,6 +46,16 @@ class TestRoundTrip:
         folder = pull("me/shop", tmp_path / "theirs")
         assert folder == tmp_path / "theirs"
         assert m6rec.load(folder).recommend(HISTORY, 36) == m6rec.load(retrieval_run).recommend(HISTORY, 36)
+
+    @pytest.mark.parametrize("tuner", ["full", "option-adapter"])
+    def test_what_peft_cannot_read_gives_the_same_scores_too(self, hub, shop, tiny_folder, tmp_path, tuner):
+        words = [f"data={shop}", f"out={tmp_path / 'run'}", f"backbone.name={tiny_folder}", f"tuner.name={tuner}"]
+        train_run(read_recipe("ranking", [*words, *SMALL["ranking"]]))
+        push(tmp_path / "run", "me/other", base="me/tiny")
+        assert b"PeftModel" not in hub.models["me/other"].commits[-1][1]["README.md"]
+        assert m6rec.load("me/other").rank(HISTORY, CANDIDATES) == m6rec.load(tmp_path / "run").rank(
+            HISTORY, CANDIDATES
+        )
 
     def test_what_was_pulled_can_be_pushed_again(self, hub, pushed):
         push("me/ranker", "me/again")

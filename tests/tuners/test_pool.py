@@ -80,6 +80,9 @@ class TestSkeleton:
 
     def test_a_backbone_that_carries_an_adapter_is_refused(self, backbone, folders) -> None:
         LoraTuner().attach(backbone)
+        with pytest.raises(TunerError, match="detach its tuner first"):
+            open_adapter(backbone, folders[0])
+        backbone.requires_grad_(False)
         with pytest.raises(TunerError, match="detach the other tuner first"):
             open_adapter(backbone, folders[0])
 
@@ -260,6 +263,10 @@ class TestPool:
         pool.pin("a", False)
         pool.get("c")
         assert resident(pool) == {"b", "c"}
+        shutil.rmtree(folders[3])
+        with pytest.raises(TunerError, match="missing"):
+            pool.pin("d")
+        assert {adapter.name for adapter in pool.list() if adapter.pinned} == {"b"}
 
     def test_a_name_that_is_taken_is_replaced_once_the_new_one_is_whole(self, backbone, folders, row) -> None:
         pool = AdapterPool(backbone)
