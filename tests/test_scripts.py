@@ -95,7 +95,7 @@ class TestBench:
 
     def test_every_bench_is_known_here(self):
         names = {path.stem.replace("_", "-") for path in (SCRIPTS / "benches").glob("*.py")} - {"harness"}
-        assert names == {"prepare", "transfer", "world", *NEEDS_DATA}
+        assert names == {"prepare", "scenes", "transfer", "world", *NEEDS_DATA}
 
     def test_prepare(self, tmp_path):
         figures = bench("prepare", tmp_path)
@@ -109,6 +109,15 @@ class TestBench:
         assert 0 < figures["ours_ndcg@10"] < figures["oracle_ndcg@10"]
         assert figures["ours_over_oracle"] < 1
         assert (tmp_path / "world.png").read_bytes()[:4] == b"\x89PNG"
+
+    @needs_minilm
+    def test_scenes(self, tmp_path):
+        figures = bench("scenes", tmp_path)
+        arms = ("shared", "kernels", "balanced", "lora", "sham_shared", "sham")
+        values = {arm: figures[f"scenes_domain_{arm}_auc"] for arm in arms}
+        assert all(0 < value < 1 for value in values.values())
+        real, sham = values["kernels"] - values["shared"], values["sham"] - values["sham_shared"]
+        assert figures["scenes_domain_real_minus_sham_auc"] == pytest.approx(real - sham, abs=3e-6)
 
     def test_transfer(self, tmp_path):
         figures = bench("transfer", tmp_path)
