@@ -19,3 +19,11 @@ def test_rows_are_padded_on_the_right(letters):
 
 def test_no_rows():
     assert collate([], 0).ids.shape == (0, 0)
+
+
+def test_rows_are_taken_in_the_order_that_is_asked_for(letters):
+    layouts = [Layout((Segment("a", text, "item"),)) for text in ("abc", "d", "ef")]
+    batch = collate(letters.layouts(layouts), letters.pad_id)
+    taken = batch.take(torch.tensor([2, 0]))
+    for name, column in vars(taken).items():
+        assert torch.equal(column, getattr(batch, name)[[2, 0]])
