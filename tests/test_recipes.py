@@ -21,6 +21,7 @@ _RANKING = ["task.max_events=4", "task.max_branches=6", "training.batch_size=2"]
 SMALL = {
     "ranking": _RANKING,
     "ranking-option": [*_RANKING, "tuner.budget=20%", "tuner.num_virtual_tokens=4"],  # of a tiny backbone
+    "ranking-scenes": _RANKING,
     "retrieval-flat": ["task.max_events=4", "task.item_tokens=16", "training.batch_size=4"],
 }
 
