@@ -22,7 +22,9 @@ from m6rec.assemble import versions
 from m6rec.errors import M6RecError, UnknownNameError
 
 BENCHES = sorted(
-    path.stem.replace("_", "-") for path in (Path(__file__).parent / "benches").glob("*.py") if path.stem != "harness"
+    path.stem.replace("_", "-")
+    for path in (Path(__file__).parent / "benches").glob("*.py")
+    if path.stem not in ("harness", "genres")  # what benches share
 )
 
 
