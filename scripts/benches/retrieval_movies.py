@@ -10,6 +10,9 @@ from m6rec.data.sources.movielens import LatestSmall
 
 BASELINES = ("popularity", "itemknn", "markov", "als", "sasrec")
 METRICS = ("ndcg@10", "recall@10")
+# What a search of six settings chose on this log's validation (file order, seed 0): .0955, where Beauty's setting has
+# .0894 and 100 events instead of 50 have .0877.
+SASREC = {"dropout": 0.3, "weight_decay": 0.1}
 # Histories are long here, and few: wider windows, more passes.
 WORDS = ("task.max_events=100", "training.num_epochs=30", "training.patience=5")
 
@@ -23,7 +26,7 @@ def run(bench: Bench) -> None:
             config = PrepareConfig(ties=ties, seed=seed, k_core=0 if bench.quick else 5)
             dataset = bench.prepare(source, f"movies-{ties}-{seed}", config)
             experiment = bench.train("retrieval", dataset, f"retrieval-movies-{ties}", seed, WORDS)
-            rows.append(bench.compare(experiment, baselines, TRIALS, f"movies-{ties}"))
+            rows.append(bench.compare(experiment, baselines, TRIALS, f"movies-{ties}", {"sasrec": SASREC}))
         bench.collect(rows, METRICS, prefix=f"{ties}_")
         if not bench.quick:
             bench.ratio(f"{ties}_ours_over_sasrec", f"{ties}_ours_ndcg@10", f"{ties}_sasrec_ndcg@10")
