@@ -72,7 +72,7 @@ class PretrainedBackbone(Backbone):
         is_control = ids >= self.first_control
         words = self._tokens(ids.masked_fill(is_control, 0))
         control = F.embedding((ids - self.first_control).clamp(min=0), self.control)
-        return torch.where(is_control.unsqueeze(-1), control, words)
+        return torch.where(is_control.unsqueeze(-1), control.to(words.dtype), words)
 
     def enter(
         self, rows: Float[Tensor, "batch tokens hidden"], positions: Int[Tensor, "batch tokens"]
@@ -89,7 +89,9 @@ class PretrainedBackbone(Backbone):
     def _attention_dtype(self) -> torch.dtype:
         kind = self.control.device.type
         # Under autocast queries come out in its dtype, and attention wants the mask in the same one.
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.control.dtype
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return next(self.model.parameters()).dtype
 
     def layer(
         self,
@@ -118,7 +120,7 @@ class PretrainedBackbone(Backbone):
             words = F.linear(hidden, self._tokens.weight[: self.first_control])
         else:
             words = part(self.model, self.anatomy.head)(hidden)[..., : self.first_control]
-        return torch.cat([words, F.linear(hidden, self.control)], dim=-1)
+        return torch.cat([words, F.linear(hidden, self.control.to(hidden.dtype))], dim=-1)
 
     def sites(self) -> list[Sites]:
         """Return where each layer can be added to, stack after stack."""
@@ -147,11 +149,14 @@ def _add_control_tokens(tokenizer: Any, num_rows: int) -> int:
 
 
 def _control_rows(table: Float[Tensor, "vocabulary hidden"], tokenizer: Any) -> Float[Tensor, "4 hidden"]:
-    """Copy the rows of the model's own begin and end tokens; where it has none, the mean of the table."""
+    """Copy the rows of the model's own begin and end tokens; where it has none, the mean of the table.
+
+    In float32, whatever the model is stored in: they are trained, and bfloat16 would swallow small steps.
+    """
     table = table.detach()
     rows = []
     for sources in _CONTROL_SOURCES:
         ids = [getattr(tokenizer, f"{source}_token_id") for source in sources]
         known = [i for i in ids if i is not None]
         rows.append(table[known[0]] if known else table.mean(0))
-    return torch.stack(rows).clone()
+    return torch.stack(rows).float()

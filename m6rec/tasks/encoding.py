@@ -64,9 +64,9 @@ class SegmentEncoder:
         )
 
     def read(self, backbone: Backbone, batch: TokenBatch) -> Float[Tensor, "texts hidden"]:
-        """Walk and read out; gradients flow where the backbone has any."""
+        """Walk and read out, in float32; gradients flow where the backbone has any."""
         layers = None if self.num_layers is None else range(self.num_layers)
-        states = backbone(batch, layers)
+        states = backbone(batch, layers).float()
         return pooling.mean(states, batch.keep) if self.readout == "mean" else pooling.last(states, batch.keep)
 
     @torch.no_grad()

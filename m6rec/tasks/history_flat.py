@@ -121,5 +121,5 @@ class FlatHistory(nn.Module):
     def forward(self, backbone: Backbone, batch: FlatBatch) -> Float[Tensor, "positions dim"]:
         """Return the user vector at each position (not normalised)."""
         states = backbone(batch.tokens)
-        vectors: Tensor = self.project(states[batch.rows, batch.columns])
+        vectors: Tensor = self.project(states[batch.rows, batch.columns].float())
         return vectors

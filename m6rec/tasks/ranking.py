@@ -225,7 +225,7 @@ class Ranking(Task):
 
     def logits(self, backbone: Backbone, batch: RankingBatch) -> Float[Tensor, "pairs classes"]:
         """Return no and yes of every pair."""
-        states = self.norm(backbone(batch.tokens)[batch.rows, batch.columns])
+        states = self.norm(backbone(batch.tokens)[batch.rows, batch.columns].float())
         head = self.head or backbone.options(2)
         assert head is not None
         scores: Tensor = head(states).float()

@@ -107,6 +107,15 @@ def test_control_rows_start_as_the_models_own_begin_and_end(tiny_backbone) -> No
     assert torch.equal(backbone.control, torch.stack([begin, end, begin, end]))
 
 
+@pytest.mark.parametrize("model_type", ["bert", "qwen3", "t5"])
+def test_control_rows_are_float32_over_a_model_in_bfloat16(tiny_backbone, model_type: str) -> None:
+    whole = tiny_backbone(model_type)
+    backbone = type(whole)(whole.model.to(torch.bfloat16), whole.tokenizer, whole.name)
+    assert backbone.control.dtype == torch.float32
+    hidden = backbone(plain_batch([7, 8, backbone.first_control], [20, backbone.first_control + 3]))
+    assert hidden.dtype == backbone.logits(hidden).dtype == torch.bfloat16
+
+
 def test_control_rows_receive_gradients_and_words_do_not(tiny_backbone) -> None:
     backbone = tiny_backbone("gpt2")
     backbone.control.requires_grad_(True)

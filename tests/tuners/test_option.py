@@ -168,10 +168,11 @@ class TestTheAdapter:
 
 
 def test_a_backbone_stored_in_bfloat16_is_tuned_in_float32(tiny_backbone) -> None:
-    backbone = tiny_backbone("qwen3").to(torch.bfloat16)
+    whole = tiny_backbone("qwen3")
+    backbone = type(whole)(whole.model.to(torch.bfloat16), whole.tokenizer, whole.name)
     tuner = OptionAdapterTuner()
     tuned = tuner.attach(backbone)
-    assert {parameter.dtype for parameter in tuner.inserted().values()} == {torch.float32}
+    assert {parameter.dtype for parameter in tuner.parameters().values()} == {torch.float32}
     before = states(tuned, tree(backbone))
     train_step(tuner, tuned, tree(backbone))
     assert states(tuned, tree(backbone)).isfinite().all()
