@@ -69,12 +69,14 @@ class PeftTuner:
         try:
             with seeded(getattr(self.config, "seed", 0)), _quiet():
                 self._peft = peft.get_peft_model(backbone.model, settings)
-        except ValueError as error:
+            self.tuned = self._wrap(backbone)
+        except Exception as error:
             before.restore()
-            raise TunerError(f"PEFT cannot put {self.method} on {backbone.name}: {error}") from error
+            if isinstance(error, ValueError):
+                raise TunerError(f"PEFT cannot put {self.method} on {backbone.name}: {error}") from error
+            raise
         self._before = before
         backbone.control.requires_grad_(True)
-        self.tuned = self._wrap(backbone)
         return self.tuned
 
     def _settings(self, anatomy: Anatomy) -> Any:

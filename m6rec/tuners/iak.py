@@ -16,8 +16,8 @@ from m6rec.backbones.base import Backbone
 from m6rec.backbones.scenes import ActiveBackbone, SceneBackbone
 from m6rec.errors import BackboneError, ConfigError, TunerError
 from m6rec.nn.kernels import KernelBank
-from m6rec.tuners.files import TENSORS_FILE, check_settings, check_shapes, read_config, read_control, read_tensors
-from m6rec.tuners.inserted import InsertedTuner
+from m6rec.tuners.files import TENSORS_FILE, check_settings, check_shapes, read_control, read_tensors
+from m6rec.tuners.inserted import InsertedTuner, read_settings
 from m6rec.tuners.state import attached
 
 Form = Literal["variational", "compression", "matching"]
@@ -204,7 +204,7 @@ class IAKTuner(InsertedTuner):
             TunerError: it is of another method, base model or setting, or damaged.
         """
         control = read_control(attached(self._before).backbone, folder, self.method)
-        saved = read_config(folder).get("settings") or {}
+        saved = read_settings(folder, self.method)
         if self.config.form == "matching" and saved.get("form") == "compression":
             self._take_encoders(folder, saved, control)
         else:

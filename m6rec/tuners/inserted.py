@@ -158,8 +158,8 @@ class InsertedTuner(ABC):
             TunerError: it is of another method, base model or setting, or damaged.
         """
         backbone = attached(self._before).backbone
-        control, card = read_control(backbone, folder, self.method), read_config(folder)
-        check_settings(folder, card.get("settings") or {}, self.settings(), self.free_settings)
+        control = read_control(backbone, folder, self.method)
+        check_settings(folder, read_settings(folder, self.method), self.settings(), self.free_settings)
         tensors, _ = read_tensors(folder / TENSORS_FILE)
         own = self.inserted()
         check_shapes(folder, tensors, own)
@@ -176,6 +176,22 @@ class InsertedTuner(ABC):
         self._before, self._replaced, self._frozen = None, {}, set()
         del self.tuned
         return before.restore()
+
+
+def read_settings(folder: Path, method: str) -> dict[str, Any]:
+    """Return the settings in an ``adapter_config.json`` of ours.
+
+    Raises:
+        TunerError: it is missing or damaged, or of another method.
+    """
+    card = read_config(folder)
+    found, settings = card.get(METHOD_KEY, card.get("peft_type")), card.get("settings")
+    if found != method or not isinstance(settings, dict):
+        raise TunerError(
+            f"got {found!r} as the tuner in {folder / CONFIG_FILE}, expected {method!r} and its settings; use the "
+            "tuner that saved it, or copy the file again from where it was saved"
+        )
+    return settings
 
 
 def sites_of(backbone: Backbone, method: str) -> list[Sites]:

@@ -6,6 +6,7 @@ This module knows no method.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.errors import TunerError
+
+# The models that a tuner holds. Some tuners leave no trace in the model itself; a copy of it is nobody's.
+_HELD: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -31,24 +35,26 @@ class Snapshot:
 
     @staticmethod
     def take(backbone: Backbone) -> "Snapshot":
-        """Remember ``backbone`` and freeze all of it.
+        """Remember ``backbone``, freeze all of it, and hold it until ``restore``.
 
         Raises:
             TunerError: another tuner holds it.
         """
-        # Whoever wraps a module of the model, PEFT or we, calls what it wraps the base layer.
+        # Whoever wraps a module of the model, PEFT or we, calls what it wraps the base layer; copies keep that.
         wrapped = any("base_layer" in module._modules for module in backbone.model.modules())
-        if wrapped or getattr(backbone.model, "peft_config", None):
+        if wrapped or backbone.model in _HELD or getattr(backbone.model, "peft_config", None):
             raise TunerError(
                 "got a backbone that carries an adapter, expected a bare one; detach the other tuner first"
             )
         _ = backbone.fingerprint  # taken now: training may change the weights that it names
         trained = tuple(parameter for parameter in backbone.parameters() if parameter.requires_grad)
         backbone.requires_grad_(False)
+        _HELD.add(backbone.model)
         return Snapshot(backbone, trained, backbone.control.detach().clone())
 
     def restore(self) -> Backbone:
-        """Give the backbone back with its control rows and gradient flags as they were."""
+        """Give the backbone back with its control rows and gradient flags as they were, free for another tuner."""
+        _HELD.discard(self.backbone.model)
         self.backbone.requires_grad_(False)
         for parameter in self.trained:
             parameter.requires_grad_(True)

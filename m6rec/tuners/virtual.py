@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone, WrappedBackbone
+from m6rec.errors import TunerError
 from m6rec.text.batch import TokenBatch
 
 
@@ -32,7 +33,7 @@ class PromptedBackbone(WrappedBackbone):
     def __init__(self, inner: Backbone, prompt_encoder: nn.Module, num_tokens: int) -> None:
         super().__init__(inner)
         self.prompt_encoder, self.num_tokens = prompt_encoder, num_tokens
-        self.max_tokens = inner.max_tokens - num_tokens
+        self.max_tokens = _room(inner, num_tokens)
         self.first_virtual = len(inner.tokenizer)
 
     def prompt(self) -> Float[Tensor, "virtual hidden"]:
@@ -79,7 +80,7 @@ class PrefixedBackbone(WrappedBackbone):
     def __init__(self, inner: Backbone, prompt_encoder: nn.Module, num_tokens: int, num_heads: int) -> None:
         super().__init__(inner)
         self.prompt_encoder, self.num_tokens, self.num_heads = prompt_encoder, num_tokens, num_heads
-        self.max_tokens = inner.max_tokens - num_tokens
+        self.max_tokens = _room(inner, num_tokens)
 
     def prefix(self) -> Float[Tensor, "layers two heads virtual width"]:
         """Return the trained keys and values of all layers."""
@@ -108,3 +109,13 @@ class PrefixedBackbone(WrappedBackbone):
         cache.update(keys, values, index)
         mask = F.pad(mask, (self.num_tokens, 0))  # 0 = visible
         return self.inner.layer(index, hidden, mask, positions + self.num_tokens, cache)
+
+
+def _room(inner: Backbone, num_tokens: int) -> int:
+    """Return how many tokens of a text fit behind the virtual ones."""
+    if not 0 < num_tokens < inner.max_tokens:
+        raise TunerError(
+            f"num_virtual_tokens: got {num_tokens}, expected 1 to {inner.max_tokens - 1}, for {inner.name} reads "
+            f"{inner.max_tokens} tokens; set another number"
+        )
+    return inner.max_tokens - num_tokens

@@ -1,5 +1,7 @@
 """Every tuner on every family that it works on."""
 
+import json
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -14,6 +16,7 @@ from m6rec.tuners.lora import LoraConfig, LoraTuner
 from m6rec.tuners.p_tuning import PTuningTuner
 from m6rec.tuners.prefix import PrefixTuner
 from m6rec.tuners.prompt import PromptConfig, PromptTuner
+from m6rec.tuners.start import StartConfig
 from m6rec.tuners.state import TrainedShare, trained_share
 from tests.contracts.backbone_contract import TRUNK, plain_batch
 from tests.contracts.tuner_contract import TunerContract, states
@@ -130,6 +133,16 @@ def test_virtual_tokens_take_their_share_of_the_positions(tiny_backbone, tuner) 
     assert tuner().attach(backbone).max_tokens == backbone.max_tokens - 16
 
 
+@pytest.mark.parametrize(
+    ("name", "count"), [("prompt", 0), ("prompt", 96), ("p-tuning", 0), ("prefix", 0), ("prefix", 96), ("option", 96)]
+)
+def test_virtual_tokens_that_leave_no_room_are_refused(tiny_backbone, name: str, count: int) -> None:
+    backbone, kind = tiny_backbone("bert"), TUNERS.load(name)
+    with pytest.raises(TunerError, match=f"num_virtual_tokens: got {count}, expected 1 to 95"):
+        kind(kind.Config(num_virtual_tokens=count)).attach(backbone)
+    LoraTuner().attach(backbone)
+
+
 def test_lora_alpha_that_does_not_match_is_refused_though_the_shapes_agree(tiny_backbone, tmp_path) -> None:
     one, two = LoraTuner(), LoraTuner(LoraConfig(alpha=32.0))
     one.attach(tiny_backbone("bert"))
@@ -155,12 +168,39 @@ def test_lora_on_matrices_that_are_not_there(tiny_backbone) -> None:
     LoraTuner().attach(backbone)
 
 
-@pytest.mark.parametrize("first", ["lora", "ln-tuning", "peterrec", "option-adapter"])
-def test_a_second_tuner_is_refused(tiny_backbone, first: str) -> None:
+@pytest.mark.parametrize("first", sorted(TUNERS))
+def test_a_second_tuner_is_refused_until_the_first_is_detached(tiny_backbone, first: str) -> None:
     backbone = tiny_backbone("bert")
-    TUNERS.load(first)().attach(backbone)
-    with pytest.raises(TunerError, match="detach the other tuner first"):
-        LoraTuner().attach(backbone)
+    tuner = TUNERS.load(first)()
+    tuned = tuner.attach(backbone)
+    for second in ("none", "full", "lora", "prompt", "option"):
+        for held in (backbone, tuned):
+            with pytest.raises(TunerError, match="detach the other tuner first"):
+                TUNERS.load(second)().attach(held)
+    PromptTuner().attach(tuner.detach())
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt", "option", "option-adapter", "peterrec", "iak"])
+def test_a_config_that_names_an_unknown_tuner_is_refused(tiny_backbone, tmp_path: Path, name: str) -> None:
+    tuner = TUNERS.load(name)()
+    tuner.attach(tiny_backbone("bert"))
+    tuner.save(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    card = json.loads(path.read_text())
+    card |= {key: "LORRA" for key in ("peft_type", "m6rec_tuner") if key in card}
+    path.write_text(json.dumps(card))
+    with pytest.raises(TunerError, match="got 'LORRA'"):
+        tuner.load(tmp_path)
+
+
+def test_a_prompt_that_cannot_start_leaves_the_backbone_alone(tiny_backbone) -> None:
+    backbone, tuner = tiny_backbone("bert"), PromptTuner(PromptConfig(start=StartConfig(text=" ")))
+    with pytest.raises(TunerError, match="at least one word"):
+        tuner.attach(backbone)
+    assert not backbone.control.requires_grad
+    with pytest.raises(TunerError, match="not attached"):
+        tuner.detach()
+    LoraTuner().attach(backbone)
 
 
 def test_the_seed_decides_the_start(tiny_backbone) -> None:
