@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,15 +30,15 @@ class Options:
     def __call__(self, states: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape classes"]:
         """Return the logit of every answer.
 
-        >>> import torch
         >>> rows, state = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([0.0, 8.0])
         >>> [Options(rows, kind)(state).tolist() for kind in ("dot", "cosine")]
         [[32.0, 16.0], [0.800000011920929, 1.0]]
         """
         rows, scale = self.rows, 1 / self.temperature
         if self.similarity == "cosine":
-            # In full precision: bfloat16 has too few steps between two cosines.
-            states, rows = F.normalize(states.float(), dim=-1), F.normalize(rows.float(), dim=-1)
-        elif self.similarity == "scaled":
+            # In full precision, under autocast too: bfloat16 has too few steps between two cosines.
+            with torch.autocast(states.device.type, enabled=False):
+                return F.linear(F.normalize(states.float(), dim=-1), F.normalize(rows.float(), dim=-1)) * scale
+        if self.similarity == "scaled":
             scale *= rows.shape[-1] ** -0.5
         return F.linear(states, rows.to(states.dtype)) * scale

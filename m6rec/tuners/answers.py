@@ -34,8 +34,8 @@ class AnswersConfig:
     start: StartConfig = field(default_factory=StartConfig)
     """Where the rows start."""
     answers: tuple[str, ...] = ()
-    """A text for each class, e.g. [no, yes], whose words' mean row the answer starts at. None = all start at one row,
-    so that the softmax starts even, and a ranking from what its numbers say (changes results)."""
+    """A text for each class, e.g. [no, yes], whose words' mean row the answer starts at. None given = all start at one
+    row, so that the softmax starts even, and a ranking from what its numbers say (changes results)."""
     seed: int = 0
     """Seed of the words whose rows are the start."""
 

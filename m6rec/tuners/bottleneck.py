@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.sites import Span
-from m6rec.errors import TunerError
+from m6rec.errors import ConfigError, TunerError
 from m6rec.tuners.inserted import InsertedTuner, Wrapper
 
 Activation = Callable[[Tensor], Tensor]
@@ -135,6 +135,18 @@ def put_bottleneck(tuner: InsertedTuner, backbone: Backbone, place: str | Span, 
     else:
         tuner.put(backbone, place.first, lambda base_layer: Boarding(base_layer, bottleneck))
         tuner.put(backbone, place.last, lambda base_layer: Landing(base_layer, bottleneck))
+
+
+def check_width(bottleneck: int, budget: float | None) -> None:
+    """Refuse settings of a width that no backbone could have.
+
+    Raises:
+        ConfigError: fewer than one unit, or a budget that is no share.
+    """
+    if bottleneck < 1:
+        raise ConfigError(f"bottleneck: got {bottleneck}, expected 1 or more")
+    if budget is not None and not 0 < budget < 1:
+        raise ConfigError(f"budget: got {budget:g}, expected a share of the parameters, such as 1% or 0.01")
 
 
 def widest(backbone: Backbone, budget: float, num_sites: int, gated: bool = False, others: int = 0) -> int:

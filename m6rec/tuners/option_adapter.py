@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from m6rec.backbones.base import Backbone
 from m6rec.tuners.answers import AnswersConfig, with_answers
-from m6rec.tuners.bottleneck import Bottleneck, put_bottleneck, widest
+from m6rec.tuners.bottleneck import Bottleneck, check_width, put_bottleneck, widest
 from m6rec.tuners.inserted import InsertedTuner, sites_of
 
 
@@ -19,6 +19,10 @@ class OptionAdapterConfig(AnswersConfig):
     budget: float | None = None
     """Largest share of the backbone's parameters to train, e.g. 1%: chooses the bottleneck in place of the setting
     above (changes results)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_width(self.bottleneck, self.budget)
 
 
 class OptionAdapterTuner(InsertedTuner):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.sites import Sites, Span
-from m6rec.tuners.bottleneck import Bottleneck, put_bottleneck, widest
+from m6rec.tuners.bottleneck import Bottleneck, check_width, put_bottleneck, widest
 from m6rec.tuners.inserted import InsertedTuner, sites_of
 
 
@@ -25,6 +25,9 @@ class PeterRecConfig:
     above (changes results)."""
     seed: int = 0
     """Seed of the random start."""
+
+    def __post_init__(self) -> None:
+        check_width(self.bottleneck, self.budget)
 
 
 class PeterRecTuner(InsertedTuner):

@@ -13,6 +13,7 @@ from m6rec.nn.options import Options
 from m6rec.tuners.answers import AnswersConfig
 from m6rec.tuners.option import OptionTuner
 from m6rec.tuners.option_adapter import OptionAdapterConfig, OptionAdapterTuner
+from m6rec.tuners.peterrec import PeterRecConfig
 from m6rec.tuners.prompt import PromptConfig, PromptTuner
 from m6rec.tuners.start import StartConfig
 from m6rec.tuners.state import trained_share
@@ -110,6 +111,13 @@ def test_similarities(similarity) -> None:
     torch.testing.assert_close(Options(rows, similarity, 0.25)(states), states @ rows.T / divisor / 0.25)
 
 
+def test_cosines_keep_their_precision_under_autocast() -> None:
+    rows, states = torch.randn(3, 64), torch.randn(5, 64)
+    expected = Options(rows, "cosine")(states)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(Options(rows, "cosine")(states), expected)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -120,8 +128,23 @@ def test_similarities(similarity) -> None:
     ],
 )
 def test_settings_that_cannot_be(settings, message) -> None:
+    for config in (AnswersConfig, OptionAdapterConfig):
+        with pytest.raises(ConfigError, match=message):
+            config(**settings)
+
+
+@pytest.mark.parametrize("config", [OptionAdapterConfig, PeterRecConfig])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bottleneck": 0}, "bottleneck: got 0, expected 1 or more"),
+        ({"budget": 1.0}, "budget: got 1, expected a share of the parameters, such as 1%"),
+        ({"budget": 0.0}, "budget: got 0"),
+    ],
+)
+def test_widths_that_cannot_be(config, settings, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        AnswersConfig(**settings)
+        config(**settings)
 
 
 class TestTheAdapter:
