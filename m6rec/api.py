@@ -143,7 +143,7 @@ class Recommender:
 
         Raises:
             RunError: there is no ranking run.
-            DataError: a candidate that is neither known nor described.
+            DataError: a candidate that is neither known nor described, or a time that is none.
         """
         if self.ranker is None:
             raise RunError("ranking needs a ranking run: m6rec.load(RUN, ranker=RANKING_RUN)")

@@ -182,12 +182,17 @@ def rank(
     run: RunArgument,
     candidates: Annotated[str, typer.Option(help="Ids or titles separated by ';'.")],
     history: HistoryOption = "",
+    context: Annotated[
+        str, typer.Option(help="For a run with scenes, what else is known: 'time=1700000000; place=Lisbon'.")
+    ] = "",
     json_file: JsonOption = None,
 ) -> None:
     """Order candidates for a history with a ranking run."""
     from m6rec.api import load
+    from m6rec.config import assign
 
-    _show_items(load(run).rank(_history(history), _parts(candidates, ";")), json_file)
+    known = assign({}, _parts(context, ";"))
+    _show_items(load(run).rank(_history(history), _parts(candidates, ";"), known), json_file)
 
 
 @hub_app.command(name="push")

@@ -262,6 +262,19 @@ class TestRecommend:
         assert "retrieval run" in fails("recommend", ranking_run, "--history", "red shirt")
 
 
+def test_ranking_in_the_scene_that_the_context_says(m6rec, fails, shop, tiny_folder, tmp_path):
+    words = ["scenes.by=time.season", "tuner={name: iak, bottleneck: 4}", "training.select_on=null"]
+    assert m6rec("train", "ranking", f"data={shop}", f"out={tmp_path}", *small("ranking", tiny_folder), *words)[0] == 0
+    answers = []
+    for season in (1_600_000_000, 1_610_000_000, 1_600_000_001):  # the shop knows autumn alone
+        context = ["--context", f"place=Oslo; time={season}", "--json", tmp_path / "found.json"]
+        assert m6rec("rank", tmp_path, "--candidates", "blue lamp; green chair", *context)[0] == 0
+        answers.append((tmp_path / "found.json").read_text())
+    assert answers[0] == answers[2] != answers[1]
+    for context, part in (("time=soon", "time: got 'soon', expected Unix seconds"), ("soon", "expected key=value")):
+        assert part in fails("rank", tmp_path, "--candidates", "blue lamp", "--context", context)
+
+
 def test_rank(m6rec, fails, ranking_run, retrieval_run, tmp_path):
     words = ["--candidates", "g03; winter phone; summer film;", "--history", "red shirt"]
     assert m6rec("rank", ranking_run, *words, "--json", tmp_path / "found.json")[0] == 0

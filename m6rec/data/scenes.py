@@ -110,11 +110,14 @@ class SceneRule:
         Args:
             items: the candidates' fields.
             context: what is known besides: ``time`` (Unix seconds), the user's fields, the event's.
+
+        Raises:
+            DataError: a time that is none.
         """
         if self.table == "item":
             cells = [item.get(self.column) for item in items]
         else:
-            known = _moment(int(context.get("time", NO_TIME))) if self.table == "time" else context
+            known = _told_moment(context.get("time")) if self.table == "time" else context
             cells = [known.get(self.column)] * len(items)
         return np.array([self._number(cell) for cell in cells], dtype=np.int16)
 
@@ -148,6 +151,14 @@ def _moment(seconds: int) -> dict[str, str]:
     month, day, hour = moment.month, moment.weekday(), moment.hour
     places = {"season": month % 12 // 3, "month": month - 1, "weekday": day, "daypart": hour // 6}
     return {name: TIMES[name][place] for name, place in places.items()}
+
+
+def _told_moment(time: Any) -> dict[str, str]:
+    """Return all that a request's moment is told by, as far as the request says it."""
+    try:
+        return {} if time is None else _moment(int(time))
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        raise DataError(f"time: got {time!r}, expected Unix seconds ({error})") from error
 
 
 def _labels(cell: Any) -> list[str]:

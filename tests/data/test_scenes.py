@@ -81,6 +81,12 @@ def test_a_request_that_says_nothing_is_of_the_rest() -> None:
     assert (page.of_request([{}], {}), page.of_request([{}], {"page": "home"})) == (1, 0)
 
 
+@pytest.mark.parametrize("time", ["soon", 1_700_000_000_000, float("nan"), [1]])
+def test_a_request_with_a_time_that_is_none(time: Any) -> None:
+    with pytest.raises(DataError, match=r"time: got .*, expected Unix seconds"):
+        SceneRule(SceneConfig("time.season")).of_request([{}], {"time": time})
+
+
 def test_names_that_stand_nowhere_are_answered_with_those_that_do(dataset: Dataset) -> None:
     rule = SceneRule(SceneConfig("item.category", ("Bookz",)))
     with pytest.raises(DataError, match=r"scenes Bookz, expected some; item.category holds .*books"):
