@@ -90,6 +90,7 @@ class Genres(Task):
 
     name = "genres"
     Config = type(None)
+    catalogue: Any = None
 
     def __init__(self, films: Sequence[Film], num_genres: int, backbone: Backbone, seed: int) -> None:
         super().__init__()

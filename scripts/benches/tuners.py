@@ -15,8 +15,9 @@ import torch
 from benches.genres import Film, Genres, read_films
 from benches.harness import Bench, console
 
-from m6rec.assemble import Experiment, build
+from m6rec.assemble import Experiment, build, learnt
 from m6rec.backbones.resolve import resolve_backbone
+from m6rec.backbones.scenes import SceneBackbone
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
 from m6rec.evaluation.evaluator import evaluate
@@ -24,6 +25,7 @@ from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import read_recipe
 from m6rec.tasks.ranking import RankingScorer
 from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.scenes import SceneTask
 from m6rec.training.config import TrainingConfig
 from m6rec.training.loop import TrainResult, train
 from m6rec.tuners import TUNERS
@@ -138,7 +140,9 @@ def tell_genres(
     config = limits(bench, TrainingConfig(lr=lr, head_lr=1e-3, seed=seed, evaluate_every=20), cpu_seconds)
     config = replace(config, evaluate_first=True, select_on="log_loss", select_lowest=True)
     judge = partial(task.judge, tuned, "valid")
-    result = train(task, tuned, config, fresh(bench), evaluate=lambda _: judge())
+    # A kernel for everything is a scene too: its divergence is paid through this.
+    learnt_task = SceneTask(task) if isinstance(tuned, SceneBackbone) else task
+    result = train(learnt_task, tuned, config, fresh(bench), evaluate=lambda _: judge())
     share = trained_share(tuned)
     test = {"genre_accuracy": task.judge(tuned, "test")["accuracy"], "trained_share": share.trained / share.total}
     return test, curve(result)
@@ -181,7 +185,7 @@ def trained(
     read = read_recipe(recipe, [f"data={data}", f"out={out}", f"seed={seed}", *settings, *words])
     experiment = build(read)
     config = limits(bench, replace(read.training.without_evaluation(), lr=lr), CPU_SECONDS[read.task["name"]])
-    train(experiment.task, experiment.backbone, config, Path(read.out))
+    train(learnt(experiment), experiment.backbone, config, Path(read.out))
     experiment.task.finish(experiment.backbone)
     return experiment
 
