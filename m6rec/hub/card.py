@@ -63,14 +63,15 @@ def read_figures(path: Path, run: Path) -> Figures:
         found = json.loads(path.read_text(encoding="utf-8"))
         report, rows = found["report"], found["report"]["rows"]
         metrics = [name for name in rows["ours"]["metrics"] if "@" not in name or "@10" in name]
-        recipe, data = found["recipe"], found["data"]["hash"]
+        recipe, data = dict(found["recipe"]), found["data"]["hash"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HubError(
             f"{path}: not readable as an evaluation ({type(error).__name__}: {error}); make one with: "
             f"m6rec evaluate {run} --json {path}"
         ) from error
     own = read_recipe_tree(run)
-    if data != read_card(run)["data"]["hash"] or any(recipe[part] != own[part] for part in ("task", "tuner", "seed")):
+    other = any(recipe.get(part) != own.get(part) for part in ("task", "tuner", "seed"))
+    if other or data != read_card(run)["data"]["hash"]:
         raise HubError(f"{path} is the evaluation of another run than {run}; make one with: m6rec evaluate {run}")
     means = {name: {metric: row["metrics"].get(metric) for metric in metrics} for name, row in rows.items()}
     return Figures(report["title"], metrics, means, _in_words(found["protocol"]))

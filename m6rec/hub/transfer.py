@@ -220,6 +220,8 @@ def _parse(name: str) -> tuple[str, str]:
 
 
 def _check_free(folder: Path) -> None:
+    if not folder.name:  # it appears by renaming, and nothing can take the place that we are in
+        raise HubError(f"got the folder {str(folder)!r}, expected a new one; give a name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HubError(f"{folder} holds something already; give another folder, or remove it")
 

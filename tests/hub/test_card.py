@@ -89,11 +89,13 @@ def test_figures_stand_with_their_protocol(card, ranking_run, report):
     assert "Protocol: pairs 60, split (rule leave-one-out), event ties random." in text
 
 
-@pytest.mark.parametrize("part", ["seed", "task", "tuner", "data"])
+@pytest.mark.parametrize("part", ["seed", "task", "tuner", "data", "nothing"])
 def test_figures_of_another_run_are_refused(card, ranking_run, report, part):
     found = json.loads(report.read_text())
     if part == "data":
         found["data"]["hash"] = "other"
+    elif part == "nothing":
+        found["recipe"] = {}
     else:
         found["recipe"][part] = "other"
     report.write_text(json.dumps(found))

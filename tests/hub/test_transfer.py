@@ -242,6 +242,8 @@ class TestPull:
         hub.requests.clear()
         with pytest.raises(HubError, match="holds something already"):
             pull("me/ranker", tmp_path / "out")
+        with pytest.raises(HubError, match=r"got the folder '\.', expected a new one"):
+            pull("me/ranker", ".")
         assert not hub.requests
 
     def test_something_else_than_a_run(self, hub, tmp_path):
