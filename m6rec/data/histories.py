@@ -142,12 +142,15 @@ class Histories:
         held_out = self.select((self.splits == code) & (self.items >= 0))
         counts = np.diff(held_out.offsets)
         users = np.flatnonzero(counts).astype(np.int32)
+        first = held_out.offsets[users]
         return Queries(
             history=self.before(split),
             users=users,
             target_offsets=np.concatenate([[0], np.cumsum(counts[users])]).astype(np.int64),
             targets=held_out.items,
             target_values=held_out.values,
+            times=None if held_out.times is None else held_out.times[first],
+            rows=None if held_out.rows is None else held_out.rows[first],
         )
 
 
@@ -161,6 +164,8 @@ class Queries:
         target_offsets: ``[num_queries + 1]`` int64.
         targets: ``[num_targets]`` int32 held-out items; query ``q`` owns ``target_offsets[q]:target_offsets[q + 1]``.
         target_values: ``[num_targets]`` float32 or ``None``.
+        times: ``[num_queries]`` int64 Unix seconds of each query's first target; ``None`` = none is known.
+        rows: ``[num_queries]`` int64 the event of that target, as :attr:`Histories.rows`; ``None`` = none is known.
     """
 
     history: Histories
@@ -168,6 +173,8 @@ class Queries:
     target_offsets: NDArray[np.int64]
     targets: NDArray[np.int32]
     target_values: NDArray[np.float32] | None = None
+    times: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -186,13 +193,15 @@ class Queries:
         counts = np.diff(self.target_offsets)[which]
         ends = np.cumsum(counts)
         # Places of the chosen targets: each query's first target, then on from there.
-        rows = np.repeat(self.target_offsets[:-1][which] - (ends - counts), counts) + np.arange(counts.sum())
+        places = np.repeat(self.target_offsets[:-1][which] - (ends - counts), counts) + np.arange(counts.sum())
         return replace(
             self,
             users=self.users[which],
             target_offsets=np.concatenate([[0], ends]).astype(np.int64),
-            targets=self.targets[rows],
-            target_values=None if self.target_values is None else self.target_values[rows],
+            targets=self.targets[places],
+            target_values=None if self.target_values is None else self.target_values[places],
+            times=None if self.times is None else self.times[which],
+            rows=None if self.rows is None else self.rows[which],
         )
 
 

@@ -90,19 +90,24 @@ class SceneRule:
         """Return ``[num_pairs]`` the number of each pair's scene.
 
         Raises:
-            DataError: a column has none of the values that were named, or there are no events behind impressions.
+            DataError: there are no events behind impressions.
         """
-        keys, read = self._source(dataset, pairs)
-        known, places = np.unique(keys, return_inverse=True)
-        cells = [read(int(key)).get(self.column) for key in known]
-        numbers = np.array([self._number(cell) for cell in cells], dtype=np.int16)[places]
-        if self.table != "time" and len(numbers) and (numbers == self._numbers[OTHER]).all():
-            found = Counter(label for cell in cells for label in _labels(cell)).most_common(12)
-            raise DataError(
-                f"got no pair of the scenes {', '.join(self.scenes[:-1])}, expected some; {self.config.by} holds "
-                f"{', '.join(name for name, _ in found) or 'nothing'}"
-            )
-        return numbers
+        cells, places = self._cells(dataset, pairs)
+        return np.array([self._number(cell) for cell in cells], dtype=np.int16)[places]
+
+    def check(self, dataset: Dataset, pairs: Judgements) -> None:
+        """Refuse to learn from pairs that are all of the rest.
+
+        Raises:
+            DataError: a column has none of the values that were named.
+        """
+        if self.table == "time" or not len(pairs) or (self.of_pairs(dataset, pairs) != self._numbers[OTHER]).any():
+            return
+        found = Counter(label for cell in self._cells(dataset, pairs)[0] for label in _labels(cell)).most_common(12)
+        raise DataError(
+            f"got no pair of the scenes {', '.join(self.scenes[:-1])}, expected some; {self.config.by} holds "
+            f"{', '.join(name for name, _ in found) or 'nothing'}"
+        )
 
     def of_request(self, items: Sequence[Record], context: Record) -> NDArray[np.int16]:
         """Return the number of each candidate's scene in one request; what is not said counts as ``other``.
@@ -120,6 +125,12 @@ class SceneRule:
             known = _told_moment(context.get("time")) if self.table == "time" else context
             cells = [known.get(self.column)] * len(items)
         return np.array([self._number(cell) for cell in cells], dtype=np.int16)
+
+    def _cells(self, dataset: Dataset, pairs: Judgements) -> tuple[list[Any], NDArray[np.int64]]:
+        """Return the different cells that the rule reads, and where each pair's stands among them."""
+        keys, read = self._source(dataset, pairs)
+        known, places = np.unique(keys, return_inverse=True)
+        return [read(int(key)).get(self.column) for key in known], places
 
     def _source(self, dataset: Dataset, pairs: Judgements) -> tuple[NDArray[Any], Callable[[int], Record]]:
         if self.table == "item":

@@ -110,7 +110,7 @@ class Ranking(Task):
         """Return a new task over a dataset.
 
         Raises:
-            DataError: a threshold for a log without values.
+            DataError: a threshold for a log without values, or scenes that no pair is of.
         """
         torch.manual_seed(material.seed)
         histories = material.dataset.histories()
@@ -119,6 +119,8 @@ class Ranking(Task):
         task = cls(config, catalogue, material.renderer, backbone)
         task._material = material
         task._train = task.pairs("train")
+        if material.scenes is not None:
+            material.scenes.check(material.dataset, task._train)
         counted = task.statistics_for("train").items(np.arange(len(catalogue)))
         task.item_statistics.copy_(
             torch.from_numpy(np.stack([counted["popularity"], counted["positive_rate"]], axis=1))
@@ -364,6 +366,8 @@ class RankingScorer:
             items=candidates[rows, columns],
             labels=np.zeros(len(rows), dtype=np.float32),
             lengths=np.diff(queries.history.offsets)[users],
+            times=None if queries.times is None else queries.times[rows],
+            rows=None if queries.rows is None else queries.rows[rows],
         )
         scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
         scores[rows, columns] = self.score_pairs(self.task.placed(pairs))

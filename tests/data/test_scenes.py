@@ -90,7 +90,7 @@ def test_a_request_with_a_time_that_is_none(time: Any) -> None:
 def test_names_that_stand_nowhere_are_answered_with_those_that_do(dataset: Dataset) -> None:
     rule = SceneRule(SceneConfig("item.category", ("Bookz",)))
     with pytest.raises(DataError, match=r"scenes Bookz, expected some; item.category holds .*books"):
-        rule.of_pairs(dataset, dataset.judgements("train", 4))
+        rule.check(dataset, dataset.judgements("train", 4))
 
 
 def test_impressions_have_no_columns_of_their_own(little_world: Path) -> None:

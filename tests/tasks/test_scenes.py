@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from m6rec.api import load
 from m6rec.assemble import Experiment, learnt, open_experiment, train_run
-from m6rec.errors import BackboneError, ConfigError
+from m6rec.errors import BackboneError, ConfigError, DataError
 from m6rec.recipe import Recipe, check_recipe, dump, read_recipe
 from m6rec.tasks.ranking import RankingScorer
 from m6rec.tasks.scenes import SceneTask, balanced_draw
@@ -120,20 +120,49 @@ def test_balanced_epochs_draw_anew_and_say_so(
     assert before == [row["ids"] for row, _ in task.examples()]
 
 
-def test_pairs_are_scored_in_their_scenes(make: Callable[..., Experiment]) -> None:
-    experiment = make("ranking", *BY_GOODS, *iak())
+def awake(experiment: Experiment) -> RankingScorer:
+    """Return a scorer of validation whose kernels differ by scene."""
     task, backbone = experiment.task, experiment.backbone.eval()
     with torch.no_grad():
         task.head.weight.normal_()
         for bank in backbone.banks:
             bank.decoder.weight.normal_()
+    return RankingScorer(task, backbone, "valid")
+
+
+def test_pairs_are_scored_in_their_scenes(make: Callable[..., Experiment]) -> None:
+    scorer = awake(make("ranking", *BY_GOODS, *iak()))
+    task, backbone = scorer.task, scorer.backbone
     pairs = task.pairs("valid").take(np.arange(12))
-    scores = RankingScorer(task, backbone, "valid").score_pairs(pairs)
+    scores = scorer.score_pairs(pairs)
     for number, scene in enumerate(pairs.scenes.tolist()):
         alone = task.score_pairs(backbone.activate(torch.tensor([scene])), pairs.take(np.array([number])), "valid")
         np.testing.assert_allclose(scores[number], alone[0], atol=1e-5)
     with pytest.raises(BackboneError, match="books, lamps, other"):
         task.score_pairs(backbone, pairs, "valid")
+
+
+def test_candidates_are_scored_in_the_scene_of_the_moment(make: Callable[..., Experiment]) -> None:
+    experiment = make("ranking", "scenes.by=time.daypart", *iak())
+    scorer, queries = awake(experiment), experiment.dataset.histories().queries("valid").take(np.arange(3, 11))
+    pairs = scorer.task.pairs("valid")
+    pairs = pairs.take(np.flatnonzero(np.isin(pairs.users, queries.users)))
+    assert pairs.users.tolist() == queries.users.tolist()
+    assert len(set(pairs.scenes.tolist())) > 1
+    found = scorer.score_candidates(queries, queries.targets[:, None])
+    np.testing.assert_allclose(found[:, 0], scorer.score_pairs(pairs), atol=1e-5)
+
+
+def test_candidates_may_all_be_of_the_rest(make: Callable[..., Experiment]) -> None:
+    experiment = make("ranking", *BY_GOODS, *iak())
+    scorer, queries = awake(experiment), experiment.dataset.histories().queries("valid").take(np.arange(3))
+    chair = experiment.task.catalogue.find("red chair")
+    assert np.isfinite(scorer.score_candidates(queries, np.full((3, 1), chair, dtype=np.int32))).all()
+
+
+def test_scenes_that_stand_nowhere_are_refused_before_training(make: Callable[..., Experiment]) -> None:
+    with pytest.raises(DataError, match="got no pair of the scenes bookz"):
+        make("ranking", "scenes.by=item.category", "scenes.names=[bookz]", *iak())
 
 
 def run(shop: Path, tiny_folder: Path, out: Path, *words: str) -> Experiment:
