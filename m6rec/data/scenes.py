@@ -98,10 +98,14 @@ class SceneRule:
     def check(self, dataset: Dataset, pairs: Judgements) -> None:
         """Refuse to learn from pairs that are all of the rest.
 
+        Args:
+            dataset: theirs.
+            pairs: with their scenes.
+
         Raises:
             DataError: a column has none of the values that were named.
         """
-        if self.table == "time" or not len(pairs) or (self.of_pairs(dataset, pairs) != self._numbers[OTHER]).any():
+        if self.table == "time" or not len(pairs) or (pairs.scenes != self._numbers[OTHER]).any():
             return
         found = Counter(label for cell in self._cells(dataset, pairs)[0] for label in _labels(cell)).most_common(12)
         raise DataError(

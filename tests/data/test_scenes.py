@@ -1,5 +1,6 @@
 """The rule of scenes: times, columns, what is refused, and that a request is told as the log was."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ def test_a_request_with_a_time_that_is_none(time: Any) -> None:
 
 def test_names_that_stand_nowhere_are_answered_with_those_that_do(dataset: Dataset) -> None:
     rule = SceneRule(SceneConfig("item.category", ("Bookz",)))
+    pairs = dataset.judgements("train", 4)
     with pytest.raises(DataError, match=r"scenes Bookz, expected some; item.category holds .*books"):
-        rule.check(dataset, dataset.judgements("train", 4))
+        rule.check(dataset, replace(pairs, scenes=rule.of_pairs(dataset, pairs)))
 
 
 def test_impressions_have_no_columns_of_their_own(little_world: Path) -> None:
