@@ -105,7 +105,7 @@ class SceneRule:
         Raises:
             DataError: a column has none of the values that were named.
         """
-        if self.table == "time" or not len(pairs) or (pairs.scenes != self._numbers[OTHER]).any():
+        if self.table == "time" or not len(pairs) or np.any(pairs.scenes != self._numbers[OTHER]):
             return
         found = Counter(label for cell in self._cells(dataset, pairs)[0] for label in _labels(cell)).most_common(12)
         raise DataError(
