@@ -25,13 +25,13 @@ class Span:
 class Sites:
     """The sites of one layer, as dotted paths into ``Backbone.model``.
 
-    Every module named here maps its last dimension alone, the width of what it gives out is ``hidden_size``, and it is
-    called with one tensor.
+    Every module named here is called with one tensor. What a projection or a whole span gives out is ``hidden_size``
+    wide, and a projection maps the last dimension alone.
 
     Args:
         attention: output projections of all that mixes tokens, before the residual is added (a T5 decoder has two).
         feed_forward: output projections of the feed-forward, before the residual is added.
-        spans: the whole feed-forward, for what runs in parallel to it.
+        spans: the whole feed-forward (of a convolutional block, each convolution), for what runs in parallel to it.
     """
 
     attention: tuple[str, ...]

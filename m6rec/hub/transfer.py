@@ -89,19 +89,23 @@ def prepare(
     figures: str | Path | None = None,
     catalogue: bool = True,
 ) -> None:
-    """Write into a new folder what :func:`push` would upload; the arguments are the same.
+    """Write into a new folder, whole or not at all, what :func:`push` would upload; the arguments are the same.
 
     Raises:
         HubError: the folder is taken, or as :func:`push`.
         RunError: no finished run.
     """
-    run = locate(run)
+    (repo, _), run = _parse(name), locate(run)
     _check_free(folder)
     found = read_figures(Path(figures), run) if figures is not None else None
     folder.mkdir(parents=True, exist_ok=True)
-    stage(run, folder, base, catalogue=catalogue)
-    write_model_card(folder, _parse(name)[0], found)
-    check_files(folder)
+    try:
+        stage(run, folder, base, catalogue=catalogue)
+        write_model_card(folder, repo, found)
+        check_files(folder)
+    except Exception:
+        shutil.rmtree(folder)
+        raise
 
 
 def locate(run: str | Path) -> Path:

@@ -165,6 +165,15 @@ class TestPush:
         with pytest.raises(HubError, match="holds something already"):
             prepare(ranking_run, tmp_path / "look", "me/ranker", base="me/tiny")
 
+    def test_a_look_that_fails_leaves_nothing(self, ranking_run, tmp_path):
+        with pytest.raises(HubError, match="expected OWNER/NAME"):
+            prepare(ranking_run, tmp_path / "look", "my ranker", base="me/tiny")
+        run = Path(shutil.copytree(ranking_run, tmp_path / "run"))
+        (run / "task" / "extra.pkl").write_bytes(b"x")
+        with pytest.raises(HubError, match="save tensors as safetensors"):
+            prepare(run, tmp_path / "look", "me/ranker", base="me/tiny")
+        assert not (tmp_path / "look").exists()
+
 
 class TestWithoutCatalogue:
     def test_no_item_goes_along_and_new_ones_are_known_by_their_text(self, hub, retrieval_run):
