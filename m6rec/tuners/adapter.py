@@ -24,7 +24,7 @@ from m6rec.tuners.files import (
     read_tensors,
     save_control,
 )
-from m6rec.tuners.state import Snapshot, attached, seeded, trained_parameters
+from m6rec.tuners.state import Snapshot, attached, seeded, trained_parameters, unattached
 
 _TASKS = {
     "encoder": "FEATURE_EXTRACTION",
@@ -59,10 +59,11 @@ class PeftTuner:
         """Put the adapter in; return the tuned backbone.
 
         Raises:
-            TunerError: the method cannot work on this family, or another tuner holds the backbone.
+            TunerError: the method cannot work on this family, another tuner holds the backbone, or this one is in use.
         """
         import peft
 
+        unattached(self._before)
         anatomy = anatomy_of(backbone.model.config)
         settings = self._settings(anatomy)
         before = Snapshot.take(backbone)

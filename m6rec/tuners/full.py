@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from m6rec.backbones.base import Backbone
 from m6rec.errors import TunerError
 from m6rec.tuners.files import read_control, read_tensors, save_control
-from m6rec.tuners.state import Snapshot, attached, trained_parameters
+from m6rec.tuners.state import Snapshot, attached, trained_parameters, unattached
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -39,6 +39,7 @@ class FullTuner:
 
     def attach(self, backbone: Backbone) -> Backbone:
         """Make every weight trainable and return the backbone."""
+        unattached(self._before)
         self._before = Snapshot.take(backbone)
         self._weights = {name: weight.detach().cpu().clone() for name, weight in backbone.model.named_parameters()}
         return backbone.requires_grad_(True)

@@ -28,7 +28,7 @@ from m6rec.tuners.files import (
     read_tensors,
     save_control,
 )
-from m6rec.tuners.state import Snapshot, attached, seeded, trained_parameters
+from m6rec.tuners.state import Snapshot, attached, seeded, trained_parameters, unattached
 
 METHOD_KEY = "m6rec_tuner"
 """What stands in our ``adapter_config.json`` where PEFT's has ``peft_type``."""
@@ -109,8 +109,9 @@ class InsertedTuner(ABC):
         """Put the modules in; return the tuned backbone.
 
         Raises:
-            TunerError: the method cannot work on this backbone, or another tuner holds it.
+            TunerError: the method cannot work on this backbone, another tuner holds it, or this one is in use.
         """
+        unattached(self._before)
         before = self._before = Snapshot.take(backbone)
         self._frozen = set(backbone.parameters())
         try:

@@ -8,7 +8,7 @@ from torch import nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.tuners.files import read_control, save_control
-from m6rec.tuners.state import Snapshot, attached
+from m6rec.tuners.state import Snapshot, attached, unattached
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class NoTuner:
 
     def attach(self, backbone: Backbone) -> Backbone:
         """Freeze the backbone and return it."""
+        unattached(self._before)
         self._before = Snapshot.take(backbone)
         return backbone
 

@@ -74,6 +74,19 @@ def attached(before: Snapshot | None) -> Snapshot:
     return before
 
 
+def unattached(before: Snapshot | None) -> None:
+    """Refuse a tuner that is on a backbone already.
+
+    Raises:
+        TunerError: it is.
+    """
+    if before is not None:
+        raise TunerError(
+            f"got a tuner that is attached to {before.backbone.name}, expected one that is free; detach it first, or "
+            "make another one"
+        )
+
+
 def trained_parameters(backbone: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that require gradients, by name."""
     return {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}

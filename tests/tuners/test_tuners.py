@@ -177,6 +177,8 @@ def test_a_second_tuner_is_refused_until_the_first_is_detached(tiny_backbone, fi
         for held in (backbone, tuned):
             with pytest.raises(TunerError, match="detach the other tuner first"):
                 TUNERS.load(second)().attach(held)
+    with pytest.raises(TunerError, match="attached to tiny-bert, expected one that is free"):
+        tuner.attach(tiny_backbone("bert"))
     PromptTuner().attach(tuner.detach())
 
 
