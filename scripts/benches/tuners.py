@@ -3,7 +3,6 @@
 M6-Rec's table 8 (IFLYTEK accuracy, 10 M parameters): full .575, adapter .574, prompt .531, option .565, both .586.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +30,7 @@ from m6rec.training.loop import TrainResult, train
 from m6rec.tuners import TUNERS
 from m6rec.tuners.state import trained_share
 
-CPU_SECONDS = {"genres": 45, "ranking": 100, "retrieval": 100}
+CPU_SECONDS = {"genres": 90, "ranking": 100, "retrieval": 100}
 # The share of a budget that each try of a learning rate gets, on the genres of validation.
 TRY = 0.25
 TEST_PAIRS = 3000
@@ -69,7 +68,7 @@ ARMS = {
     "option_adapter": Arm({"name": "option-adapter", "budget": 0.01}, DENSE),
     "peterrec_serial": Arm({"name": "peterrec", "budget": 0.01}, DENSE),
     "peterrec_parallel": Arm({"name": "peterrec", "placement": "parallel", "budget": 0.01}, DENSE),
-    "iak": Arm({"name": "iak"}, DENSE),
+    "iak": Arm({"name": "iak", "bottleneck": 32}, DENSE),
 }
 QUICK = ("head_only", "option_adapter")
 
@@ -106,12 +105,13 @@ def summarise(bench: Bench, values: Mapping[str, list[float]], curves: Mapping[s
         bench.figures["option_adapter_minus_full_auc"] = float(difference.mean())
         # Where option tuning passes what prompt tuning ends at, in steps of prompt tuning's own.
         goal = curves["prompt"][-1][1]
-        passed = next((step for step, loss in curves["option"] if loss <= goal), math.inf)
-        bench.figures["option_steps_over_prompt_steps"] = passed / curves["prompt"][-1][0]
+        passed = [step for step, loss in curves["option"] if loss <= goal]
+        if passed:
+            bench.figures["option_steps_over_prompt_steps"] = passed[0] / curves["prompt"][-1][0]
     bench.details["curves"] = dict(curves)
     bench.protocol = {
         "cpu_seconds": CPU_SECONDS,
-        "genres": "films of ml-latest-small with one genre; 70 / 15 / 15 % by film; log loss picks the rate",
+        "genres": "films of ml-latest-small with one genre; 75 / 5 / 20 % by film; log loss picks the rate for all jobs",
         "ranking": f"rating of 4 or more by time, words only (no number head), {TEST_PAIRS} test pairs",
         "retrieval": "recipe retrieval-flat, 5-core, leave-one-out, random ties, full ranking",
         "rates": {name: list(arm.rates) for name, arm in ARMS.items()},
@@ -137,7 +137,7 @@ def tell_genres(
     torch.manual_seed(seed)
     tuned = kind(kind.Config(**settings)).attach(resolve_backbone("minilm", None))
     task = Genres(films, num_genres, tuned, seed)
-    config = limits(bench, TrainingConfig(lr=lr, head_lr=1e-3, seed=seed, evaluate_every=20), cpu_seconds)
+    config = limits(bench, TrainingConfig(lr=lr, head_lr=1e-3, seed=seed, evaluate_every=5), cpu_seconds)
     config = replace(config, evaluate_first=True, select_on="log_loss", select_lowest=True)
     judge = partial(task.judge, tuned, "valid")
     # A kernel for everything is a scene too: its divergence is paid through this.
