@@ -111,7 +111,7 @@ def summarise(bench: Bench, values: Mapping[str, list[float]], curves: Mapping[s
     bench.details["curves"] = dict(curves)
     bench.protocol = {
         "cpu_seconds": CPU_SECONDS,
-        "genres": "films of ml-latest-small with one genre; 75 / 5 / 20 % by film; log loss picks the rate for all jobs",
+        "genres": "films with one genre; 75 / 5 / 20 % by film; validation log loss picks the rate for all jobs",
         "ranking": f"rating of 4 or more by time, words only (no number head), {TEST_PAIRS} test pairs",
         "retrieval": "recipe retrieval-flat, 5-core, leave-one-out, random ties, full ranking",
         "rates": {name: list(arm.rates) for name, arm in ARMS.items()},
