@@ -51,6 +51,7 @@ def main() -> None:
 
 def run(words: argparse.Namespace, work: Path) -> None:
     """Run one bench and write what it found."""
+    work.mkdir(parents=True, exist_ok=True)
     bench = Bench(words.data, work, words.seeds, words.quick, words.json)
     started, cpu = time.perf_counter(), time.process_time()
     importlib.import_module(f"benches.{words.name.replace('-', '_')}").run(bench)

@@ -98,7 +98,7 @@ class TestBench:
         assert names == {"prepare", "scenes", "transfer", "world", *NEEDS_DATA}
 
     def test_prepare(self, tmp_path):
-        figures = bench("prepare", tmp_path)
+        figures = bench("prepare", tmp_path, "--work", tmp_path / "kept" / "here")
         assert figures["rows_per_second_10k"] > 0
         assert figures["peak_megabytes_10k"] > 0
 
