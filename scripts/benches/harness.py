@@ -103,6 +103,10 @@ class Bench:
             for row in [*report.rows, *([report.ceiling] if report.ceiling else [])]:
                 for metric in metrics:
                     values.setdefault(f"{prefix}{row.name}_{metric}", []).append(row.means()[metric])
+        self.average(values)
+
+    def average(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Write each figure's mean over seeds, and its spread where there are several."""
         for name, found in values.items():
             self.figures[name] = float(np.mean(found))
             if len(found) > 1:

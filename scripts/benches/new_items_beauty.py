@@ -43,10 +43,7 @@ def run(bench: Bench) -> None:
             for part, kept in (("new", row.where(new)), ("warm", row.where(~new))):
                 for metric in METRICS:
                     values.setdefault(f"{row.name}_{metric}_{part}", []).append(kept.means()[metric])
-    for name, found in values.items():
-        bench.figures[name] = float(np.mean(found))
-        if len(found) > 1:
-            bench.figures[f"{name}_std"] = float(np.std(found, ddof=1))
+    bench.average(values)
     knn = max(bench.figures[f"content_knn_{last}_ndcg@10_new"] for last in ContentKNN.LASTS)
     bench.figures["content_knn_ndcg@10_new"] = knn
     bench.figures["ours_over_content_knn"] = bench.figures["ours_ndcg@10_new"] / max(knn, 1e-12)

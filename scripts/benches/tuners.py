@@ -94,10 +94,7 @@ def run(bench: Bench) -> None:
 
 def summarise(bench: Bench, values: Mapping[str, list[float]], curves: Mapping[str, list[tuple[int, float]]]) -> None:
     """Write means, spreads, differences between arms, and the curves."""
-    for name, found in values.items():
-        bench.figures[name] = float(np.mean(found))
-        if len(found) > 1:
-            bench.figures[f"{name}_std"] = float(np.std(found, ddof=1))
+    bench.average(values)
     for name, curve in curves.items():
         bench.figures[f"steps_to_95_{name}"] = float(steps_to(curve, 0.95))
     if not bench.quick:
