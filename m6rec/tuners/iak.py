@@ -3,7 +3,6 @@
 This module knows no rule that tells scenes apart: it is given their names, and each row's number.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,6 @@ from m6rec.backbones.base import Backbone
 from m6rec.backbones.scenes import ActiveBackbone, SceneBackbone
 from m6rec.errors import BackboneError, ConfigError, TunerError
 from m6rec.nn.kernels import KernelBank
-from m6rec.tuners.files import TENSORS_FILE, check_settings, check_shapes, read_control, read_tensors
 from m6rec.tuners.inserted import InsertedTuner, read_settings
 from m6rec.tuners.state import attached
 
@@ -203,23 +201,12 @@ class IAKTuner(InsertedTuner):
         Raises:
             TunerError: it is of another method, base model or setting, or damaged.
         """
-        control = read_control(attached(self._before).backbone, folder, self.method)
-        saved = read_settings(folder, self.method)
-        if self.config.form == "matching" and saved.get("form") == "compression":
-            self._take_encoders(folder, saved, control)
+        attached(self._before)
+        if self.config.form == "matching" and read_settings(folder, self.method).get("form") == "compression":
+            # The linear decoder has done its work; matching begins at nothing.
+            self.take(folder, free={"form"}, without=".decoder.")
         else:
             super().load(folder)
         tuned = self.tuned
         assert isinstance(tuned, KernelBackbone)
         tuned.compressed = True
-
-    def _take_encoders(self, folder: Path, saved: Mapping[str, Any], control: Float[Tensor, "4 hidden"]) -> None:
-        tensors, _ = read_tensors(folder / TENSORS_FILE)
-        check_settings(folder, saved, self.settings(), self.free_settings | {"form"})
-        own = self.inserted()
-        check_shapes(folder, tensors, own)
-        with torch.no_grad():
-            for name, parameter in own.items():
-                if ".decoder." not in name:  # the linear decoder has done its work; matching begins at nothing
-                    parameter.copy_(tensors[name])
-            attached(self._before).backbone.control.copy_(control)

@@ -6,7 +6,7 @@ module can be put is said by ``Backbone.sites``.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -158,15 +158,29 @@ class InsertedTuner(ABC):
         Raises:
             TunerError: it is of another method, base model or setting, or damaged.
         """
+        self.take(folder)
+
+    def take(self, folder: Path, free: Collection[str] = (), without: str | None = None) -> None:
+        """Read what ``save`` wrote, or a part of it; nothing changes unless all of it fits.
+
+        Args:
+            folder: the adapter's.
+            free: further settings that may differ.
+            without: part of a name; parameters whose name holds it stay as they are.
+
+        Raises:
+            TunerError: as :meth:`load`.
+        """
         backbone = attached(self._before).backbone
         control = read_control(backbone, folder, self.method)
-        check_settings(folder, read_settings(folder, self.method), self.settings(), self.free_settings)
+        check_settings(folder, read_settings(folder, self.method), self.settings(), self.free_settings | set(free))
         tensors, _ = read_tensors(folder / TENSORS_FILE)
         own = self.inserted()
         check_shapes(folder, tensors, own)
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(tensors[name])
+                if without is None or without not in name:
+                    parameter.copy_(tensors[name])
             backbone.control.copy_(control)
 
     def detach(self) -> Backbone:
