@@ -55,6 +55,7 @@ from m6rec.tuners.state import TrainedShare, trained_share
 VALIDATION_USERS = 4000
 # A pair costs a pass over words: some thousand settle which weights are better.
 VALIDATION_PAIRS = 4000
+VALIDATION_EXAMPLES = 1000
 PACKAGES = ("m6rec", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 logger = logging.getLogger(__name__)
 
@@ -148,12 +149,21 @@ def validator(experiment: Experiment) -> Evaluate | None:
         if not len(sample):
             return None
         return lambda _: evaluate_pairs(RankingScorer(task, backbone, "valid"), sample).means()
+    if not isinstance(task, Retrieval):
+        return _own_figures(task, backbone, seed)
     queries = experiment.dataset.histories().queries("valid")
     chosen = queries.take(np.sort(rng.permutation(len(queries))[:VALIDATION_USERS]))
-    assert isinstance(task, Retrieval)
     if not len(chosen):
         return None
     return lambda _: evaluate(RetrievalScorer(task, backbone), chosen, seed=seed).means()
+
+
+def _own_figures(task: Task, backbone: Backbone, seed: int) -> Evaluate | None:
+    """Return the task's own measure on validation; ``None`` = nothing is held out for it."""
+    # One example tells whether there are any.
+    if task.measure(backbone, "valid", at_most=1, seed=seed) is None:
+        return None
+    return lambda _: task.measure(backbone, "valid", VALIDATION_EXAMPLES, seed) or {}
 
 
 def _some_users(users: NDArray[np.int32], rng: np.random.Generator, at_most: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
+from m6rec.data.histories import Split
 from m6rec.data.scenes import SceneRule
 from m6rec.data.store import Dataset
 from m6rec.tasks.catalogue import Catalogue
@@ -114,6 +115,22 @@ class Task(nn.Module, ABC):
         """Compute what inference needs from the trained weights, once (default: nothing)."""
         return
 
+    def measure(
+        self, backbone: Backbone, split: Split, at_most: int | None = None, seed: int = 0
+    ) -> dict[str, float] | None:
+        """Return the task's own figures on what is held out, where it is not rankings that are evaluated.
+
+        Args:
+            backbone: tuned.
+            split: ``"valid"`` or ``"test"``.
+            at_most: how many held-out examples are drawn; ``None`` = all.
+            seed: of the draw.
+
+        Returns:
+            Figures by name (perplexity, AUC, ...), or ``None`` where the split holds nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is evaluated by its rankings")
+
     def lengths(self) -> Sequence[int] | None:
         """Return each example's length for bucketed batches, or ``None``."""
         return None
@@ -178,6 +195,12 @@ class WrappedTask(Task):
     def finish(self, backbone: Backbone) -> None:
         """Compute what inference needs from the trained weights."""
         self.inner.finish(backbone)
+
+    def measure(
+        self, backbone: Backbone, split: Split, at_most: int | None = None, seed: int = 0
+    ) -> dict[str, float] | None:
+        """Return the inner task's own figures."""
+        return self.inner.measure(backbone, split, at_most, seed)
 
     def lengths(self) -> Sequence[int] | None:
         """Return each example's length."""
