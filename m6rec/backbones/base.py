@@ -4,17 +4,21 @@ Tuned, late-interacting, pruned, quantised or early-exiting backbones keep this 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from m6rec.backbones.cache import LayerCache
 from m6rec.backbones.sites import Sites
 from m6rec.nn.options import Options
 from m6rec.text.batch import TokenBatch
 
 Family = Literal["encoder", "causal", "seq2seq", "convolution"]
+# States at some points of a batch, and which of the points these are -> their logits.
+Head = Callable[[Tensor, Tensor], Tensor]
 
 
 class Backbone(nn.Module, ABC):
@@ -64,11 +68,19 @@ class Backbone(nn.Module, ABC):
         """Return the input of the first layer."""
         return self.enter(self.rows(ids), positions)
 
+    def extend(self, batch: TokenBatch) -> TokenBatch:
+        """Return ``batch`` with what is read before every text, at the head of the trunk: here, nothing.
+
+        Whoever puts ``n`` tokens there gives them the positions 0 to ``n - 1`` and moves all others by ``n``.
+        """
+        return batch
+
     @abstractmethod
-    def mask(self, batch: TokenBatch) -> Float[Tensor, "batch 1 tokens keys"]:
+    def mask(self, batch: TokenBatch, since: int = 0) -> Float[Tensor, "batch 1 tokens keys"]:
         """Return the additive mask of ``batch``'s tree, in the dtype that attention computes in.
 
-        ``keys`` equals ``tokens``, except where a family reads its regions apart (T5: source keys, then target keys).
+        Its rows are the tokens from the column ``since`` on; what stands before them was read before, and is keys
+        alone. ``keys`` are all tokens, except where a family reads its regions apart (T5: source keys, target keys).
         """
 
     @abstractmethod
@@ -78,16 +90,16 @@ class Backbone(nn.Module, ABC):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
-        cache: Any = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Apply layer ``index``.
 
         Args:
             index: 0 is the layer next to the embedding.
             hidden: the states so far.
-            mask: additive (0 or the most negative number).
+            mask: additive (0 or the most negative number), over the keys in ``cache`` and then the tokens' own.
             positions: as in the batch.
-            cache: a Hugging Face cache whose keys of this layer stand before the mask's own (prefix tuning).
+            cache: what this step of the walk has read before; the tokens' keys and values are added to it.
         """
 
     @abstractmethod
@@ -109,13 +121,31 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
+    def extend(self, batch: TokenBatch) -> TokenBatch:
+        """Return ``batch`` as the walk reads it: behind virtual tokens, where a tuner has any."""
+        return batch
+
+    def classify(
+        self, batch: TokenBatch, rows: Int[Tensor, " points"], columns: Int[Tensor, " points"], head: Head
+    ) -> Float[Tensor, "points classes"]:
+        """Return ``head`` of the states at some points; a backbone that can stop early does so once it is sure.
+
+        Args:
+            batch: what to read.
+            rows: row of each point.
+            columns: token of each point.
+            head: states ``[some, hidden]`` and the numbers of their points ``[some]`` -> logits ``[some, classes]``.
+        """
+        return head(self(batch)[rows, columns], torch.arange(len(rows), device=rows.device))
+
     def forward(self, batch: TokenBatch, layers: Sequence[int] | None = None) -> Float[Tensor, "batch tokens hidden"]:
         """Walk over ``layers`` (default: all) under the tree mask of ``batch`` and return the normed states."""
-        mask = self.mask(batch)
-        hidden = self.embed(batch.ids, batch.positions)
+        whole = self.extend(batch)
+        mask = self.mask(whole)
+        hidden = self.embed(whole.ids, whole.positions)
         for index in range(self.num_layers) if layers is None else layers:
-            hidden = self.layer(index, hidden, mask, batch.positions)
-        return self.norm(hidden)
+            hidden = self.layer(index, hidden, mask, whole.positions)
+        return self.norm(hidden)[:, whole.ids.shape[1] - batch.ids.shape[1] :]
 
 
 class WrappedBackbone(Backbone):
@@ -154,9 +184,13 @@ class WrappedBackbone(Backbone):
         """Turn rows into the input of the first layer."""
         return self.inner.enter(rows, positions)
 
-    def mask(self, batch: TokenBatch) -> Float[Tensor, "batch 1 tokens keys"]:
+    def extend(self, batch: TokenBatch) -> TokenBatch:
+        """Return ``batch`` with what is read before every text."""
+        return self.inner.extend(batch)
+
+    def mask(self, batch: TokenBatch, since: int = 0) -> Float[Tensor, "batch 1 tokens keys"]:
         """Return the additive mask of ``batch``'s tree."""
-        return self.inner.mask(batch)
+        return self.inner.mask(batch, since)
 
     def layer(
         self,
@@ -164,7 +198,7 @@ class WrappedBackbone(Backbone):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
-        cache: Any = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Apply layer ``index``."""
         return self.inner.layer(index, hidden, mask, positions, cache)
@@ -184,3 +218,7 @@ class WrappedBackbone(Backbone):
     def options(self, num_classes: int) -> Options | None:
         """Return the trained answers that a softmax over ``num_classes`` has to take as its weight."""
         return self.inner.options(num_classes)
+
+    def extend(self, batch: TokenBatch) -> TokenBatch:
+        """Return ``batch`` as the walk reads it."""
+        return self.inner.extend(batch)

@@ -227,13 +227,16 @@ class Ranking(Task):
 
     def logits(self, backbone: Backbone, batch: RankingBatch) -> Float[Tensor, "pairs classes"]:
         """Return no and yes of every pair."""
-        states = self.norm(backbone(batch.tokens)[batch.rows, batch.columns].float())
         head = self.head or backbone.options(2)
         assert head is not None
-        scores: Tensor = head(states).float()
-        if self.numbers is not None:
-            scores = scores + F.pad(self.numbers(batch.numbers).float(), (1, 0))
-        return scores
+
+        def answer(states: Tensor, pairs: Tensor) -> Tensor:
+            scores: Tensor = head(self.norm(states.float())).float()
+            if self.numbers is not None:
+                scores = scores + F.pad(self.numbers(batch.numbers[pairs]).float(), (1, 0))
+            return scores
+
+        return backbone.classify(batch.tokens, batch.rows, batch.columns, answer)
 
     def loss(self, backbone: Backbone, batch: RankingBatch) -> Loss:
         """Return the cross entropy of every pair, or of each tree's yes among its candidates."""
