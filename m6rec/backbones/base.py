@@ -121,10 +121,6 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
-    def extend(self, batch: TokenBatch) -> TokenBatch:
-        """Return ``batch`` as the walk reads it: behind virtual tokens, where a tuner has any."""
-        return batch
-
     def classify(
         self, batch: TokenBatch, rows: Int[Tensor, " points"], columns: Int[Tensor, " points"], head: Head
     ) -> Float[Tensor, "points classes"]:
@@ -218,7 +214,3 @@ class WrappedBackbone(Backbone):
     def options(self, num_classes: int) -> Options | None:
         """Return the trained answers that a softmax over ``num_classes`` has to take as its weight."""
         return self.inner.options(num_classes)
-
-    def extend(self, batch: TokenBatch) -> TokenBatch:
-        """Return ``batch`` as the walk reads it."""
-        return self.inner.extend(batch)
