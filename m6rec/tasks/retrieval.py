@@ -168,9 +168,9 @@ class Retrieval(Task):
 
     def loss(self, backbone: Backbone, batch: PooledBatch | FlatBatch) -> Loss:
         """Return the contrastive loss over every position that has a target."""
-        columns = self._columns(batch)
-        vectors = self._vectors(backbone, columns)
-        states, targets, pairs = self._positions(backbone, batch, vectors, columns)
+        columns = self.columns(batch)
+        vectors = self.vectors(backbone, columns)
+        states, targets, pairs = self.positions(backbone, batch, vectors, columns)
         users = F.normalize(states.float(), dim=1) * torch.exp(-self.log_temperature)
         num_items = int((columns < self.material.table.num_items).sum())
         items = F.normalize(vectors[:num_items].float(), dim=1)
@@ -183,11 +183,11 @@ class Retrieval(Task):
                 items,
                 places,
                 excluded_columns(pairs, columns[:num_items], len(users)),
-                self._log_q(columns[:num_items]),
+                self.log_q(columns[:num_items]),
             )
         return Loss(value, float(len(targets)), {"temperature": float(torch.exp(self.log_temperature.detach()))})
 
-    def _columns(self, batch: PooledBatch | FlatBatch) -> Int[Tensor, " columns"]:
+    def columns(self, batch: PooledBatch | FlatBatch) -> Int[Tensor, " columns"]:
         """Return the segments that this step needs a vector of, sorted."""
         total = self.material.num_segments
         device = batch.targets.device
@@ -200,7 +200,7 @@ class Retrieval(Task):
             wanted.append(torch.randint(self.material.table.num_items, (self.config.num_negatives,), device=device))
         return torch.unique(torch.cat(wanted))
 
-    def _vectors(self, backbone: Backbone, columns: Int[Tensor, " columns"]) -> Float[Tensor, "columns dim"]:
+    def vectors(self, backbone: Backbone, columns: Int[Tensor, " columns"]) -> Float[Tensor, "columns dim"]:
         """Return the tower's vector of each column (not normalised)."""
         material = self.material
         if self.config.item_vectors == "step":
@@ -220,7 +220,7 @@ class Retrieval(Task):
         ids = torch.from_numpy(self.catalogue.ids)
         return F.pad(ids, (0, self.material.num_segments - len(ids)), value=-1)
 
-    def _positions(
+    def positions(
         self, backbone: Backbone, batch: PooledBatch | FlatBatch, vectors: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return states, targets and (position, item) pairs that are no negatives, one row a target."""
@@ -238,7 +238,7 @@ class Retrieval(Task):
         pairs = own_history_pairs(inputs, batch.targets, wanted)
         return states[wanted], batch.targets[wanted], pairs
 
-    def _log_q(self, items: Int[Tensor, " columns"]) -> Float[Tensor, " columns"] | None:
+    def log_q(self, items: Int[Tensor, " columns"]) -> Float[Tensor, " columns"] | None:
         """Return the log of each item's share of the targets (and of the random negatives)."""
         if not self.config.logq:
             return None
