@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Before anything of ours is imported: every jaxtyping signature of these packages is then checked at each call.
-install_import_hook(["m6rec.nn", "m6rec.backbones", "m6rec.tuners", "m6rec.text.batch"], "beartype.beartype")
+install_import_hook(["m6rec.nn", "m6rec.backbones", "m6rec.tuners", "m6rec.late_interaction", "m6rec.text.batch"], "beartype.beartype")
 
 WORDS = """the user clicked bought watched a product named red blue green soft warm winter summer shirt shoes book
 film comedy drama lamp chair phone case ##s ##ed ##ing in at for with and then now ten hours ago is recommended"""

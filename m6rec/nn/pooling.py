@@ -38,3 +38,28 @@ def at(
     [[[9.0], [1.0]]]
     """
     return hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
+def chunks(
+    hidden: Float[Tensor, "batch tokens hidden"], lengths: Int[Tensor, " batch"], counts: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch vectors hidden"]:
+    """Average each row's tokens in ``counts`` stretches of nearly equal length; as many as tokens changes nothing.
+
+    Args:
+        hidden: states, padded on the right.
+        lengths: tokens of each row.
+        counts: vectors that each row becomes, at most its length.
+
+    Returns:
+        One vector a stretch, zeros behind a row's last.
+
+    >>> states = torch.tensor([[[1.0], [3.0], [9.0]], [[2.0], [0.0], [0.0]]])
+    >>> chunks(states, torch.tensor([3, 1]), torch.tensor([2, 1]))[..., 0].tolist()
+    [[2.0, 9.0], [2.0, 0.0]]
+    """
+    order = torch.arange(hidden.shape[1], device=hidden.device)
+    stretch = order * counts[:, None] // lengths.clamp(min=1)[:, None]
+    vectors = torch.arange(max(1, int(counts.max())), device=hidden.device)
+    members = (stretch[:, None] == vectors[:, None]) & (order < lengths[:, None])[:, None]
+    weights = members.to(hidden.dtype)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1) @ hidden
