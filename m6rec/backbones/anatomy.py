@@ -201,16 +201,28 @@ def decoder_parts(block: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
     return attend, cross, feed
 
 
+def source_keys(
+    cross: Any, states: Float[Tensor, "batch source hidden"]
+) -> tuple[Float[Tensor, "batch heads source width"], Float[Tensor, "batch heads source width"]]:
+    """Return the keys and values that a T5 cross-attention makes of the encoder's states."""
+    attention = cross.EncDecAttention
+    width = attention.key_value_proj_dim
+    keys, values = (
+        made.unflatten(-1, (-1, width)).transpose(1, 2) for made in (attention.k(states), attention.v(states))
+    )
+    return keys, values
+
+
 def position_bias(
-    stack: Any, positions: Int[Tensor, "batch tokens"], bidirectional: bool
-) -> Float[Tensor, "batch heads tokens tokens"]:
-    """Return the bias of a T5 stack for explicit positions.
+    stack: Any, queries: Int[Tensor, "batch tokens"], keys: Int[Tensor, "batch keys"], bidirectional: bool
+) -> Float[Tensor, "batch heads tokens keys"]:
+    """Return the bias of a T5 stack for explicit positions of queries and of keys.
 
     Differs: the library counts columns; in a tree positions restart in every branch.
     """
     attention = stack[0].layer[0].SelfAttention
     buckets = attention._relative_position_bucket(
-        positions[:, None, :] - positions[:, :, None],
+        keys[:, None, :] - queries[:, :, None],
         bidirectional=bidirectional,
         num_buckets=attention.relative_attention_num_buckets,
         max_distance=attention.relative_attention_max_distance,

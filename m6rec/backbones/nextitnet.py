@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutput
 
 from m6rec.backbones.anatomy import part
+from m6rec.backbones.cache import LayerCache
 from m6rec.backbones.items import item_tokenizer
 from m6rec.backbones.pretrained import PretrainedBackbone
 from m6rec.errors import BackboneError
@@ -149,7 +150,7 @@ class NextItNetBackbone(PretrainedBackbone):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
-        cache: Any = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Apply block ``index``.
 
@@ -157,7 +158,10 @@ class NextItNetBackbone(PretrainedBackbone):
             BackboneError: the mask hides from a token what the convolution would show it, or there is a cache.
         """
         if cache is not None:
-            raise BackboneError("got a cache for a convolution, expected none; it has no keys and values")
+            raise BackboneError(
+                "got a cache for a convolution, expected none, for it has no keys and values to read on from; "
+                "read every sequence whole"
+            )
         _check_plain(mask)
         return part(self.model, "blocks")[index](hidden)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from m6rec.backbones.anatomy import Anatomy, anatomy_of, logit_scale, part
 from m6rec.backbones.base import Backbone
+from m6rec.backbones.cache import LayerCache
 from m6rec.backbones.sites import Sites
 from m6rec.errors import BackboneError
 from m6rec.nn.masks import additive, tree_mask
@@ -50,8 +51,11 @@ class PretrainedBackbone(Backbone):
         self.num_layers = sum(len(part(model, path)) for path in self.anatomy.layers)
         limit = self.anatomy.max_tokens
         self.max_tokens = limit if isinstance(limit, int) else int(getattr(model.config, limit))
+        own = CONTROL_TOKENS[0] in tokenizer.get_added_vocab()  # pretrained with them: its table holds their rows
         self.first_control = _add_control_tokens(tokenizer, self._tokens.num_embeddings)
-        self.control = nn.Parameter(_control_rows(self._tokens.weight, tokenizer), requires_grad=False)
+        rows = _own_rows(self._tokens.weight, self.first_control) if own else None
+        rows = _control_rows(self._tokens.weight, tokenizer) if rows is None else rows
+        self.control = nn.Parameter(rows, requires_grad=False)
         self.eval()
 
     @property
@@ -80,9 +84,9 @@ class PretrainedBackbone(Backbone):
         """Turn rows into the input of the first layer."""
         return self.anatomy.enter(self.model, rows, positions)
 
-    def mask(self, batch: TokenBatch) -> Float[Tensor, "batch 1 tokens keys"]:
-        """Return the additive mask of ``batch``'s tree."""
-        visible = tree_mask(batch.keep, batch.blocks, batch.branches, causal=self.causal)
+    def mask(self, batch: TokenBatch, since: int = 0) -> Float[Tensor, "batch 1 tokens keys"]:
+        """Return the additive mask of ``batch``'s tree, for the tokens from the column ``since`` on."""
+        visible = tree_mask(batch.keep, batch.blocks, batch.branches, self.causal, since)
         return additive(visible.unsqueeze(1), self._attention_dtype)
 
     @property
@@ -99,10 +103,10 @@ class PretrainedBackbone(Backbone):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
-        cache: Any = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Apply layer ``index``."""
-        turned = {}
+        turned: dict[str, Any] = {}
         if self.anatomy.rotary is not None:
             turned["position_embeddings"] = part(self.model, self.anatomy.rotary)(hidden, positions)
         layer = part(self.model, self.anatomy.layers[0])[index]
@@ -146,6 +150,12 @@ def _add_control_tokens(tokenizer: Any, num_rows: int) -> int:
             f"got a tokenizer with {first} tokens for a model with {num_rows} rows; load the two from one checkpoint"
         )
     return first
+
+
+def _own_rows(table: Float[Tensor, "vocabulary hidden"], first: int) -> Float[Tensor, "4 hidden"] | None:
+    """Return the control tokens' rows of a checkpoint that was written with them, if its table reaches that far."""
+    rows = table.detach()[first : first + len(CONTROL_TOKENS)].float().clone()
+    return rows if len(rows) == len(CONTROL_TOKENS) else None
 
 
 def _control_rows(table: Float[Tensor, "vocabulary hidden"], tokenizer: Any) -> Float[Tensor, "4 hidden"]:

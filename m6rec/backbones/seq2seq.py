@@ -1,14 +1,12 @@
 """T5: the source through the encoder, the targets through the decoder. This module knows no checkpoint."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from m6rec.backbones.anatomy import decoder_parts, part, position_bias
+from m6rec.backbones.anatomy import decoder_parts, part, position_bias, source_keys
+from m6rec.backbones.cache import Kept, LayerCache, WholeCache
 from m6rec.backbones.pretrained import PretrainedBackbone
-from m6rec.errors import BackboneError
 from m6rec.nn.masks import additive, tree_mask
 from m6rec.text.batch import TokenBatch
 
@@ -26,15 +24,18 @@ class Seq2SeqBackbone(PretrainedBackbone):
     half is source, in the second target, in none padding. Each stack's final norm belongs to its last layer, for the
     two regions have different ones; ``norm`` is the identity.
 
+    To read on, a decoder layer keeps the keys and values of its targets, and what its cross-attention has made of the
+    source, which is read whole, and once.
+
     Source: Raffel et al., T5 (arXiv 1910.10683).
     """
 
     family = "seq2seq"
     causal = False
 
-    def mask(self, batch: TokenBatch) -> Float[Tensor, "batch 1 tokens keys"]:
-        """Return the additive mask: ``[batch, 1, tokens, 2 * tokens]``, source keys before target keys."""
-        visible = tree_mask(batch.keep, batch.blocks, batch.branches, causal=False)
+    def mask(self, batch: TokenBatch, since: int = 0) -> Float[Tensor, "batch 1 tokens keys"]:
+        """Return the additive mask: ``[batch, 1, tokens, 2 * all]``, source keys before target keys."""
+        visible = tree_mask(batch.keep, batch.blocks, batch.branches, causal=False, since=since)
         in_trunk = (batch.branches == 0).unsqueeze(1)
         halves = torch.cat([visible & in_trunk, visible & ~in_trunk], dim=-1)
         return additive(halves.unsqueeze(1), self._attention_dtype)
@@ -45,23 +46,21 @@ class Seq2SeqBackbone(PretrainedBackbone):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
-        cache: Any = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Apply layer ``index``: of the encoder to the source, or of the decoder to the targets."""
-        if cache is not None:
-            raise BackboneError("got a cache for a T5 layer, expected none; the encoder's states have no past")
         source_mask, target_mask = mask.chunk(2, dim=-1)
         encoder, decoder = (part(self.model, path) for path in self.anatomy.layers)
         if index < len(encoder):
             return self._encode(encoder, index, hidden, source_mask, positions)
-        return self._decode(decoder, index - len(encoder), hidden, source_mask, target_mask, positions)
+        return self._decode(decoder, index - len(encoder), hidden, source_mask, target_mask, positions, cache)
 
     def _encode(
         self,
         stack: nn.ModuleList,
         index: int,
         hidden: Float[Tensor, "batch tokens hidden"],
-        mask: Float[Tensor, "batch 1 tokens tokens"],
+        mask: Float[Tensor, "batch 1 tokens all"],
         positions: Int[Tensor, "batch tokens"],
     ) -> Float[Tensor, "batch tokens hidden"]:
         is_source = _sees_itself(mask)
@@ -71,7 +70,7 @@ class Seq2SeqBackbone(PretrainedBackbone):
         states = stack[index](
             hidden[:, :end],
             attention_mask=mask[..., :end, :end],
-            position_bias=position_bias(stack, positions[:, :end], bidirectional=True),
+            position_bias=position_bias(stack, positions[:, :end], positions[:, :end], bidirectional=True),
         )[0]
         if index == len(stack) - 1:
             states = self._finish(0, states)
@@ -82,20 +81,33 @@ class Seq2SeqBackbone(PretrainedBackbone):
         stack: nn.ModuleList,
         index: int,
         hidden: Float[Tensor, "batch tokens hidden"],
-        source_mask: Float[Tensor, "batch 1 tokens tokens"],
-        target_mask: Float[Tensor, "batch 1 tokens tokens"],
+        source_mask: Float[Tensor, "batch 1 tokens all"],
+        target_mask: Float[Tensor, "batch 1 tokens all"],
         positions: Int[Tensor, "batch tokens"],
+        cache: LayerCache | None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         is_source, is_target = _sees_itself(source_mask), _sees_itself(target_mask)
         start, end = int(is_source.sum(1).min()), int(is_source.sum(1).max())
+        attend, cross, feed = decoder_parts(stack[index])
+        if cache is not None and cache.source is None:
+            cache.source = WholeCache((Kept(*source_keys(cross, hidden[:, :end])),))
         if not bool(is_target.any()):
             return hidden
-        attend, cross, feed = decoder_parts(stack[index])
-        bias = position_bias(stack, positions[:, start:], bidirectional=False)
-        states = attend(hidden[:, start:], attention_mask=target_mask[..., start:, start:], position_bias=bias)[0]
+        keys = positions if cache is None or cache.positions is None else torch.cat([cache.positions, positions], dim=1)
+        first = start if cache is None else keys.shape[1] - (cache.get_seq_length() + positions.shape[1] - start)
+        states = attend(
+            hidden[:, start:],
+            attention_mask=target_mask[..., start:, first:],
+            position_bias=position_bias(stack, positions[:, start:], keys[:, first:], bidirectional=False),
+            past_key_values=cache,
+        )[0]
+        end = end if cache is None or cache.source is None else cache.source.get_seq_length()
         if end > 0:
             cross_mask = source_mask[..., start:, :end]
-            crossed = cross(states, hidden[:, :end], attention_mask=cross_mask)[0]
+            source = None if cache is None else cache.source
+            # The library wants states to look at even where their keys are given; one column is the least.
+            seen = hidden[:, : end if source is None else 1]
+            crossed = cross(states, seen, attention_mask=cross_mask, past_key_values=source)[0]
             states = torch.where((cross_mask == 0).any(-1).squeeze(1).unsqueeze(-1), crossed, states)
         states = feed(states)
         if index == len(stack) - 1:
@@ -113,5 +125,6 @@ class Seq2SeqBackbone(PretrainedBackbone):
         return hidden
 
 
-def _sees_itself(mask: Float[Tensor, "batch 1 tokens tokens"]) -> Bool[Tensor, "batch tokens"]:
-    return mask.squeeze(1).diagonal(dim1=-2, dim2=-1) == 0
+def _sees_itself(mask: Float[Tensor, "batch 1 tokens all"]) -> Bool[Tensor, "batch tokens"]:
+    own = mask.squeeze(1)[..., -mask.shape[2] :]  # the keys before were read before
+    return own.diagonal(dim1=-2, dim2=-1) == 0

@@ -13,7 +13,8 @@ def tree_mask(
     blocks: Int[Tensor, "batch tokens"],
     branches: Int[Tensor, "batch tokens"],
     causal: bool,
-) -> Bool[Tensor, "batch tokens tokens"]:
+    since: int = 0,
+) -> Bool[Tensor, "batch queries tokens"]:
     """Return which keys (last axis) each query sees.
 
     A trunk key (branch 0) is seen by every query of its block or a later one; a branch's key by its own branch alone,
@@ -24,6 +25,7 @@ def tree_mask(
         blocks: time of each token; all zero = one bidirectional source (prefix-LM).
         branches: 0 = trunk, 1.. = branch number. The trunk's tokens stand before the branches'.
         causal: whether a trunk token sees only trunk tokens before itself (GPT family) or its whole block (BERT, T5).
+        since: column of the first query; what stands before is keys only (it was read before).
 
     Source: M6-Rec (arXiv 2205.08084) section 3, the prefix-LM mask of UniLM; blocks and branches are ours.
 
@@ -32,9 +34,9 @@ def tree_mask(
     [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
     """
     order = torch.arange(keep.shape[1], device=keep.device)
-    backward = order[:, None] >= order[None, :]
-    query_branch, key_branch = branches[:, :, None], branches[:, None, :]
-    in_trunk = (key_branch == 0) & (blocks[:, None, :] <= blocks[:, :, None])
+    backward = order[since:, None] >= order[None, :]
+    query_branch, key_branch = branches[:, since:, None], branches[:, None, :]
+    in_trunk = (key_branch == 0) & (blocks[:, None, :] <= blocks[:, since:, None])
     in_branch = (key_branch != 0) & (query_branch == key_branch) & backward
     if causal:
         in_trunk = in_trunk & backward

@@ -5,13 +5,14 @@ This module knows no rule that tells scenes apart: it is given their names, and 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
+from m6rec.backbones.cache import LayerCache
 from m6rec.backbones.scenes import ActiveBackbone, SceneBackbone
 from m6rec.errors import BackboneError, ConfigError, TunerError
 from m6rec.nn.kernels import KernelBank
@@ -92,7 +93,7 @@ class KernelBackbone(SceneBackbone):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
-        cache: Any = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Apply layer ``index`` and the kernel of the only scene.
 
@@ -129,7 +130,7 @@ class ActiveKernels(ActiveBackbone):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
-        cache: Any = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Apply layer ``index``, then the kernels; in training, note how far their codes are from the standard normal.
 

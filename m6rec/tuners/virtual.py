@@ -3,15 +3,13 @@
 This module knows neither PEFT's configs nor its files; it is handed the modules that PEFT has made.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone, WrappedBackbone
+from m6rec.backbones.cache import LayerCache
 from m6rec.errors import TunerError
 from m6rec.text.batch import TokenBatch
 
@@ -21,8 +19,8 @@ class PromptedBackbone(WrappedBackbone):
 
     The rows are tokens of their own, with the ids behind the tokenizer's last, so that the walk needs nothing new:
     ``extend`` puts them at the head of the trunk, in block 0 (every token sees them; in a bidirectional family they
-    see the first block), at positions 0, 1, ..., and moves all other positions behind them, as PEFT does. ``forward``
-    strips them again: its states are those of the batch's own tokens.
+    see the first block), at positions 0, 1, ..., and moves all other positions behind them, as PEFT does. They are
+    segment 0.
 
     Args:
         inner: the frozen backbone.
@@ -57,11 +55,8 @@ class PromptedBackbone(WrappedBackbone):
             positions=torch.cat([order, batch.positions + self.num_tokens], dim=1),
             blocks=torch.cat([zero, batch.blocks], dim=1),
             branches=torch.cat([zero, batch.branches], dim=1),
+            segments=None if batch.segments is None else torch.cat([zero, batch.segments + 1], dim=1),
         )
-
-    def forward(self, batch: TokenBatch, layers: Sequence[int] | None = None) -> Float[Tensor, "batch tokens hidden"]:
-        """Walk with the virtual tokens in front and return the states of the batch's own."""
-        return super().forward(self.extend(batch), layers)[:, self.num_tokens :]
 
 
 class PrefixedBackbone(WrappedBackbone):
@@ -99,14 +94,12 @@ class PrefixedBackbone(WrappedBackbone):
         hidden: Float[Tensor, "batch tokens hidden"],
         mask: Float[Tensor, "batch 1 tokens keys"],
         positions: Int[Tensor, "batch tokens"],
-        cache: Any = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         """Apply layer ``index`` with its prefix in sight."""
-        from transformers import DynamicCache
-
-        keys, values = self.prefix()[index].to(mask.dtype).unsqueeze(1).expand(-1, len(hidden), -1, -1, -1)
-        cache = DynamicCache() if cache is None else cache
-        cache.update(keys, values, index)
+        cache = LayerCache() if cache is None else cache
+        if not cache.get_seq_length():  # nothing was read before: the prefix goes in, once
+            cache.update(*self.prefix()[index].to(mask.dtype).unsqueeze(1).expand(-1, len(hidden), -1, -1, -1))
         mask = F.pad(mask, (self.num_tokens, 0))  # 0 = visible
         return self.inner.layer(index, hidden, mask, positions + self.num_tokens, cache)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from m6rec.backbones.cache import LayerCache
 from m6rec.backbones.items import item_batch
 from m6rec.backbones.nextitnet import NextItNetBackbone
 from m6rec.backbones.resolve import resolve_backbone
@@ -97,7 +98,9 @@ def test_trees_are_refused(backbone: NextItNetBackbone, batch: TokenBatch) -> No
 def test_a_cache_is_refused(backbone: NextItNetBackbone) -> None:
     batch = plain_batch([7])
     with pytest.raises(BackboneError, match="no keys and values"):
-        backbone.layer(0, backbone.embed(batch.ids, batch.positions), backbone.mask(batch), batch.positions, object())
+        backbone.layer(
+            0, backbone.embed(batch.ids, batch.positions), backbone.mask(batch), batch.positions, LayerCache()
+        )
 
 
 def test_control_tokens_are_the_last_columns_and_have_rows_of_their_own(backbone: NextItNetBackbone) -> None:
