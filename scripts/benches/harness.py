@@ -1,8 +1,9 @@
 """What the benches share: where data lies, how several seeds become one figure. Knows no bench."""
 
+import json
 import resource
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ class Bench:
         if self.data is None or not (self.data / name).is_dir():
             raise ConfigError(f"this bench needs --data with a folder {name}; got {self.data}")
         return self.data / name
+
+    def once(self, name: str, job: Callable[[], dict[str, Any]]) -> Any:
+        """Return what ``job`` found, or had found when this bench was cut short with the same ``--work``.
+
+        Args:
+            name: of this part, unlike any other's of the bench.
+            job: gives what JSON can hold.
+        """
+        path = self.work / "found" / f"{name}{'-quick' if self.quick else ''}.json"
+        if not path.is_file():
+            found = job()
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_suffix(".part")
+            partial.write_text(json.dumps(found), encoding="utf-8")
+            partial.replace(path)
+        # From the file in either case: what is shown does not depend on when it was found.
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def prepare(self, source: Source, name: str, config: PrepareConfig) -> Dataset:
         """Prepare a dataset; a quick run keeps one user in ten."""

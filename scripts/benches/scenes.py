@@ -15,6 +15,7 @@ Without --data only the sample world is studied.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def run(bench: Bench) -> None:
             continue
         found: dict[str, list[float]] = {}
         for seed in range(bench.seeds):
-            for figure, value in study(bench, name, system, seed).items():
+            for figure, value in bench.once(f"{name}-{seed}", partial(study, bench, name, system, seed)).items():
                 found.setdefault(figure, []).append(value)
             console.print(table(name, found))
         bench.details[name] = found

@@ -11,9 +11,9 @@ Without --data only the sample world is studied.
 """
 
 import copy
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,9 @@ def run(bench: Bench) -> None:
             title, rates = f"transfer{data}{body.suffix}", {}
             found = results.setdefault(title, {})
             for seed in range(bench.seeds):
-                for row, value in Study(body, divide(*cut(seed), seed), seed, bench.quick).run(rates).items():
+                study = bench.once(f"{title}-{seed}", partial(one_study, body, cut, seed, bench.quick, rates))
+                rates = study["rates"]
+                for row, value in study["figures"].items():
                     found.setdefault(row, []).append(value)
                 console.print(table(title, found))
             bench.details[title] = {"rates": rates, "seeds": found}
@@ -230,7 +232,7 @@ def shelf(name: str, **settings: Any) -> Tuner:
 def arms(body: Body, seed: int) -> dict[str, Callable[[], Tuner]]:
     """Return what makes every arm's tuner; ``no_pretraining`` gets an untrained body."""
     patch = {"bottleneck": UNITS, "seed": seed}
-    others = {name.replace("-", "_"): functools.partial(shelf, name) for name in body.others}
+    others = {name.replace("-", "_"): partial(shelf, name) for name in body.others}
     return {
         "full": lambda: shelf("full"),
         "no_pretraining": lambda: shelf("full"),
@@ -360,6 +362,12 @@ def run_epoch(reader: Reader, optimizer: torch.optim.Optimizer, labels: Historie
         optimizer.step()
         total += loss.item() * len(events)
     return total / labels.num_events
+
+
+def one_study(body: Body, cut: Any, seed: int, quick: bool, rates: dict[str, float]) -> dict[str, Any]:
+    """Return one seed's figures and the learning rates, of which the first seed finds all."""
+    rates = dict(rates)
+    return {"figures": Study(body, divide(*cut(seed), seed), seed, quick).run(rates), "rates": rates}
 
 
 # ---- what is said of it

@@ -81,15 +81,23 @@ def run(bench: Bench) -> None:
     for seed in range(bench.seeds):
         for name, arm in arms.items():
             job = partial(tell_genres, bench, films, len(genres), arm, seed)
-            lr = best_rate(job, arm, bench)
-            found, curve = job(lr, CPU_SECONDS["genres"])
+            found = bench.once(f"{name}-{seed}-genres", partial(genres_of, job, arm, bench))
+            lr, curve = found.pop("lr"), found.pop("curve")
             curves.setdefault(name, curve)
-            found |= rank(bench, arm, lr, seed) | retrieve(bench, arm, lr, seed)
+            found |= bench.once(f"{name}-{seed}-ranking", partial(rank, bench, arm, lr, seed))
+            found |= bench.once(f"{name}-{seed}-retrieval", partial(retrieve, bench, arm, lr, seed))
             console.print(name, f"lr {lr:g}", {key: round(value, 4) for key, value in found.items()})
             for figure, value in found.items():
                 values.setdefault(f"{figure}_{name}", []).append(value)
             bench.details.setdefault("rates", {})[f"{name}-{seed}"] = lr
     summarise(bench, values, curves)
+
+
+def genres_of(job: Any, arm: Arm, bench: Bench) -> dict[str, Any]:
+    """Return the test figures of genres, the learning rate that was picked for them, and the curve."""
+    lr = best_rate(job, arm, bench)
+    found, curve = job(lr, CPU_SECONDS["genres"])
+    return {**found, "lr": lr, "curve": curve}
 
 
 def summarise(bench: Bench, values: Mapping[str, list[float]], curves: Mapping[str, list[tuple[int, float]]]) -> None:
