@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.resolve import resolve_backbone
 from m6rec.backbones.scenes import SceneBackbone
+from m6rec.compressors.exits import ExitingBackbone, ExitTask, load_exits, save_exits
 from m6rec.config import plain
 from m6rec.data.scenes import SceneRule
 from m6rec.data.store import Dataset
@@ -31,6 +32,7 @@ from m6rec.recipe import Recipe, check_recipe, dump, plugin
 from m6rec.runs import (
     ADAPTER_FOLDER,
     CARD_FILE,
+    EXITS_FOLDER,
     RECIPE_FILE,
     RUN_FORMAT,
     TASK_FOLDER,
@@ -124,12 +126,14 @@ def train_run(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, Trai
 
 
 def learnt(experiment: Experiment) -> Task:
-    """Return what the loop learns: the task itself, or the task in its scenes where recipe or backbone has any.
+    """Return what the loop learns: the task itself, at every depth, or in its scenes where recipe or backbone has any.
 
     Raises:
         ConfigError: the task's examples are of no scene.
     """
     scenes, task = experiment.recipe.scenes, experiment.task
+    if experiment.recipe.exits is not None:
+        return ExitTask(task, experiment.recipe.exits)
     if scenes is None:
         return SceneTask(task) if isinstance(experiment.backbone, SceneBackbone) else task
     if task.scenes() is None:
@@ -180,6 +184,8 @@ def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) 
     experiment.task.save(out / TASK_FOLDER)
     shutil.rmtree(out / ADAPTER_FOLDER, ignore_errors=True)
     experiment.tuner.save(out / ADAPTER_FOLDER)
+    if isinstance(experiment.backbone, ExitingBackbone):
+        save_exits(experiment.backbone, out / EXITS_FOLDER)
     _keep_words(experiment, out / WORDS_FOLDER)
     heads = sum(parameter.numel() for parameter in experiment.task.parameters() if parameter.requires_grad)
     card = {
@@ -293,11 +299,12 @@ def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any], base: Bac
         )
     tuner, adapter = _tuner(recipe, trained=True), find_adapter(folder)
     if base is not None:
-        return open_adapter(base, adapter, tuner)
-    tuned = tuner.attach(backbone)
-    tuner.load(adapter)
-    tuned.requires_grad_(False)
-    return tuned.eval()
+        tuned = open_adapter(base, adapter, tuner)
+    else:
+        tuned = tuner.attach(backbone)
+        tuner.load(adapter)
+        tuned.requires_grad_(False).eval()
+    return tuned if recipe.exits is None else load_exits(tuned, recipe.exits, folder / EXITS_FOLDER)
 
 
 def data_card(dataset: Dataset) -> dict[str, Any]:
@@ -347,7 +354,7 @@ def _tuned(recipe: Recipe) -> tuple[Backbone, Tuner]:
     tuned = tuner.attach(resolve_backbone(recipe.backbone.name, recipe.backbone.revision))
     if recipe.start is not None:
         tuner.load(find_adapter(Path(recipe.start)))
-    return tuned, tuner
+    return tuned if recipe.exits is None else ExitingBackbone(tuned, recipe.exits), tuner
 
 
 def _tuner(recipe: Recipe, trained: bool = False) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from m6rec.compressors.exit_config import ExitConfig
 from m6rec.config import assign, parse, plain
 from m6rec.data.scenes import SceneConfig
 from m6rec.errors import ConfigError, UnknownNameError
@@ -46,6 +47,8 @@ class Recipe:
     """Folder of an adapter, or of a run, that the tuner goes on from; null = its own start. Changes results."""
     scenes: SceneConfig | None = None
     """What splits the examples into scenes (seasons, places, genres, ...); null = nothing does. Changes results."""
+    exits: ExitConfig | None = None
+    """Heads at every layer, and when to leave at one; null = the last layer alone answers. Changes results."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop's settings; its seed is the recipe's."""
     domain: str | None = None
