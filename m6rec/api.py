@@ -1,10 +1,7 @@
 """Text in, text out: a run as a recommender for anybody's history. Knows no file format of a dataset and no screen."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +16,12 @@ from m6rec.data.scenes import SceneConfig, SceneRule
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.hub.transfer import locate, push
 from m6rec.indexes import INDEXES
-from m6rec.tasks.catalogue import Catalogue
+from m6rec.requests import Event, History, Recommendation, named, read_candidate, read_events, with_record
 from m6rec.tasks.item_space import ItemSpace, last_segments
 from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.windows import Window, gap_buckets
 from m6rec.text.prompt import UserText
-
-Event = Mapping[str, Any]
-History = str | Sequence[Event | str]
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One recommended item.
-
-    Args:
-        id: the catalogue's own key.
-        title: its title, the key where it has none.
-        score: higher is better; comparable within one answer only.
-    """
-
-    id: str
-    title: str
-    score: float
-
-    def __str__(self) -> str:
-        return f"{self.title}  ({self.score:.3f})"
 
 
 def load(
@@ -118,13 +94,13 @@ class Recommender:
 
     def retrieve(self, history: History, k: int = 100, *, exclude_history: bool = True) -> list[Recommendation]:
         """Return the ``k`` nearest items of the catalogue, best first."""
-        return [_named(record, score) for record, score in self._nearest(history, k, exclude_history)]
+        return [named(record, score) for record, score in self._nearest(history, k, exclude_history)]
 
     def _nearest(self, history: History, k: int, exclude_history: bool) -> list[tuple[dict[str, Any], float]]:
         if k < 1:
             raise ConfigError(f"k: got {k}, expected 1 or more")
         catalogue = self._retrieval.catalogue
-        events = _events(history, catalogue)
+        events = read_events(history, catalogue)
         met = {event["place"] for event in events if event["place"] is not None} if exclude_history else set()
         places, scores = self.catalog.search(self._user(events), _places(events), k + len(met))
         chosen = [(place, score) for place, score in zip(places, scores, strict=True) if place not in met]
@@ -149,15 +125,15 @@ class Recommender:
             raise RunError("ranking needs a ranking run: m6rec.load(RUN, ranker=RANKING_RUN)")
         task = self.ranker.task
         assert isinstance(task, Ranking)
-        items = [_item(task.catalogue, candidate) for candidate in candidates]
-        events = [_with_record(task.catalogue, event) for event in _events(history, task.catalogue)]
+        items = [read_candidate(task.catalogue, candidate) for candidate in candidates]
+        events = [with_record(task.catalogue, event) for event in read_events(history, task.catalogue)]
         user, records = UserText(events=events), [record for _, record in items]
         scenes = _scenes(self.ranker.recipe.scenes, records, {"time": int(time.time()), **(context or {})})
         scores = score_in_scenes(
             self.ranker.backbone, scenes, lambda active, rows: task.rank(active, user, [items[row] for row in rows])
         )
         order = np.argsort(-scores, kind="stable")
-        return [_named(items[index][1], float(scores[index])) for index in order]
+        return [named(items[index][1], float(scores[index])) for index in order]
 
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Put the run on the Hugging Face Hub and return the commit's address.
@@ -190,7 +166,7 @@ class Recommender:
             gaps=gaps,
             events=np.arange(len(events)),
         )
-        records = [_with_record(task.catalogue, event) for event in events]
+        records = [with_record(task.catalogue, event) for event in events]
         state = task.states(backbone, [window], segments, records.__getitem__)
         space = self.catalog.space
         last = last_segments([window.segments], space.config.window)
@@ -283,33 +259,6 @@ def _scenes(rule: SceneConfig | None, items: Sequence[Event], context: Event) ->
     return np.zeros(len(items), np.int16) if rule is None else SceneRule(rule).of_request(items, context)
 
 
-def _events(history: History, catalogue: Catalogue) -> list[dict[str, Any]]:
-    """Return events as mappings with the item's ``place`` in the catalogue (or ``None``)."""
-    parts = history.split(";") if isinstance(history, str) else history
-    if not isinstance(parts, Sequence):
-        raise DataError(f"got a history of type {type(history).__name__}, expected a text or a list of events")
-    events = []
-    for number, part in enumerate(parts, start=1):
-        if isinstance(part, str):
-            if part.strip():
-                events.append(_event({"item": part.strip()}, catalogue))
-        elif isinstance(part, Mapping) and (part.get("item") is not None or part.get("query") or part.get("title")):
-            _check_time(part, number)
-            events.append(_event(part, catalogue))
-        else:
-            raise DataError(
-                f"event {number} of the history: got {part!r}, expected a title, an item id, or a mapping with "
-                "`item`, `title` or `query`"
-            )
-    return events
-
-
-def _check_time(event: Event, number: int) -> None:
-    time = event.get("time")
-    if time is not None and not (isinstance(time, Real) and math.isfinite(time)):
-        raise DataError(f"event {number} of the history: got time {time!r}, expected Unix seconds")
-
-
 def _gaps(events: list[dict[str, Any]]) -> NDArray[np.int64]:
     times = [event.get("time") for event in events]
     if None in times:
@@ -321,44 +270,5 @@ def _places(events: list[dict[str, Any]]) -> NDArray[np.int64]:
     return np.array([-1 if event["place"] is None else event["place"] for event in events], dtype=np.int64)
 
 
-def _event(event: Event, catalogue: Catalogue) -> dict[str, Any]:
-    item = event.get("item", event if event.get("title") else None)
-    place = catalogue.find(str(item)) if item is not None and not isinstance(item, Mapping) else None
-    if isinstance(item, Mapping):
-        known = next((item[name] for name in ("id", "key", "title") if item.get(name) is not None), None)
-        place = catalogue.find(str(known)) if known is not None else None
-        item = {name: value for name, value in item.items() if name not in ("verb", "time", "value", "query")}
-    elif item is not None:
-        item = {"title": str(item)}
-    kept = {name: event[name] for name in ("verb", "time", "value", "query") if event.get(name) is not None}
-    return {**kept, **({"item": item} if item is not None else {}), "place": place}
-
-
-def _with_record(catalogue: Catalogue, event: Event) -> dict[str, Any]:
-    place = event["place"]
-    record = catalogue.record(place) if place is not None else event.get("item")
-    kept = {name: value for name, value in event.items() if name not in ("place", "item")}
-    return kept if record is None else {**kept, "item": record}
-
-
 def _words(event: Event, task: Retrieval) -> str:
-    return task.renderer.event(_with_record(task.catalogue, event))[1]
-
-
-def _item(catalogue: Catalogue, candidate: str | Event) -> tuple[int | None, Mapping[str, Any]]:
-    """Return a candidate's position (``None`` = a stranger) and record."""
-    if isinstance(candidate, Mapping):
-        key = candidate.get("id", candidate.get("key"))
-        place = catalogue.find(str(key)) if key is not None else None
-        if place is None and not any(isinstance(value, str) for name, value in candidate.items() if name != "id"):
-            raise DataError(f"got a candidate that is neither known nor described: {dict(candidate)!r}; give a title")
-        return (place, catalogue.record(place)) if place is not None else (None, {"key": key, **candidate})
-    if not isinstance(candidate, str) or not candidate.strip():
-        raise DataError(f"got candidate {candidate!r}, expected an item id, a title, or a mapping of an item's fields")
-    place = catalogue.find(candidate)
-    return (place, catalogue.record(place)) if place is not None else (None, {"title": candidate, "key": candidate})
-
-
-def _named(record: Mapping[str, Any], score: float) -> Recommendation:
-    key = str(record.get("key") or record.get("title"))
-    return Recommendation(key, str(record.get("title") or key), float(score))
+    return task.renderer.event(with_record(task.catalogue, event))[1]
