@@ -17,6 +17,7 @@
     │   ├── HubAccessError       no token, or one that may not do this
     │   └── HubConnectionError   the Hub cannot be reached
     ├── CheckpointError      a checkpoint cannot be written or read
+    ├── CacheError           a segment cache is damaged, too small or of other weights
     └── MissingExtraError    an optional dependency is not installed
 
 Every message says what was got, what was expected, and what to do. This module knows nothing else of the package.
@@ -113,6 +114,10 @@ class HubConnectionError(HubError):
 
 class CheckpointError(M6RecError):
     """A checkpoint cannot be written or read."""
+
+
+class CacheError(M6RecError):
+    """A segment cache is damaged, too small, or of other weights than those that ask."""
 
 
 class MissingExtraError(M6RecError):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from m6rec.backbones.anatomy import part
 from m6rec.backbones.base import Backbone, WrappedBackbone
 from m6rec.backbones.scenes import SceneBackbone
 from m6rec.errors import BackboneError, ConfigError
-from m6rec.late_interaction.segments import Junction, Segments, cut, join
+from m6rec.late_interaction.segments import Junction, Segments, SegmentTable, cut, join
 from m6rec.nn import pooling
 from m6rec.text.batch import TokenBatch
 
@@ -90,44 +90,44 @@ class LateBackbone(WrappedBackbone):
         _check_fits(int(segments.path.max()) + 1, "segments", self.config.max_segments, remedy)
         return whole, segments
 
-    def counts(self, segments: Segments) -> Int[Tensor, " segments"]:
+    def counts(self, table: SegmentTable) -> Int[Tensor, " segments"]:
         """Return how many vectors each segment hands on: virtual tokens, and T5's branches, are never pooled."""
-        lengths = segments.lengths
         if self.config.granularity == "token":
-            return lengths
-        whole = segments.ids[:, 0] >= len(self.tokenizer)
-        if self.family == "seq2seq":
-            whole = whole | segments.is_target
-        return torch.where(whole, lengths, lengths.clamp(max=self.config.vectors))
+            return table.lengths
+        whole = (table.ids[:, 0] >= len(self.tokenizer)) | ~self.below(table)
+        return torch.where(whole, table.lengths, table.lengths.clamp(max=self.config.vectors))
+
+    def below(self, table: SegmentTable) -> Bool[Tensor, " segments"]:
+        """Return which segments the lower layers read at all: not T5's branches, which begin in the decoder."""
+        return ~table.is_target if self.family == "seq2seq" else torch.ones_like(table.is_target)
 
     def alone(
-        self, segments: Segments, layers: Sequence[int] | None = None
+        self, table: SegmentTable, layers: Sequence[int] | None = None
     ) -> Float[Tensor, "segments vectors hidden"]:
         """Return the vectors that each segment hands on, read alone; zeros behind its last.
 
         Args:
-            segments: of a batch, or some of them.
+            table: distinct segments.
             layers: the lower layers of the walk; ``None`` = all.
         """
         walk = range(self.num_alone) if layers is None else layers
-        lengths, counts = segments.lengths, self.counts(segments)
-        most, groups = max(1, int(counts.max())), list(self._groups(segments))
+        most, groups = max(1, int(self.counts(table).max())), list(self._groups(table))
         found = []
         for rows in groups:
-            batch = segments.alone(rows)
+            some = table.take(rows)
+            batch = some.batch()
             mask, hidden = self.mask(batch), self.embed(batch.ids, batch.positions)
             for index in walk:
                 hidden = self.layer(index, hidden, mask, batch.positions)
             if self.config.granularity == "pooled":
-                hidden = pooling.chunks(hidden, lengths[rows], counts[rows])
+                hidden = pooling.chunks(hidden, some.lengths, self.counts(some))
             found.append(F.pad(hidden, (0, 0, 0, most - hidden.shape[1])))
         return torch.cat(found)[torch.cat(groups).argsort()]
 
-    def _groups(self, segments: Segments) -> Iterator[Int[Tensor, " rows"]]:
-        """Yield segments that are padded together: of lengths within a factor of two."""
-        kind = segments.lengths.clamp(min=1).double().log2().ceil().long() * 2
-        if self.family == "seq2seq":  # its encoder reads no branch: kept apart, they cost nothing
-            kind = kind + segments.is_target
+    def _groups(self, table: SegmentTable) -> Iterator[Int[Tensor, " rows"]]:
+        """Yield rows that are padded together: of lengths within a factor of two."""
+        size = table.lengths.clamp(min=1).double().log2().ceil().long()
+        kind = 2 * size + self.below(table)
         for number in kind.unique():
             yield (kind == number).nonzero()[:, 0]
 
@@ -135,7 +135,7 @@ class LateBackbone(WrappedBackbone):
         self, whole: TokenBatch, segments: Segments, vectors: Float[Tensor, "segments vectors hidden"]
     ) -> tuple[Junction, Float[Tensor, "batch columns hidden"]]:
         """Return where the vectors of a batch stand, and the states that enter the joint layers."""
-        junction = join(whole, segments, self.counts(segments))
+        junction = join(whole, segments, self.counts(segments.table))
         indices = self.segment_embedding(junction.path)
         return junction, vectors[junction.segment, junction.vector] + indices.to(vectors.dtype)
 
@@ -147,7 +147,7 @@ class LateBackbone(WrappedBackbone):
         """
         walk = range(self.num_layers) if layers is None else layers
         whole, segments = self.cut(batch)
-        vectors = self.alone(segments, [index for index in walk if index < self.num_alone])
+        vectors = self.alone(segments.table, [index for index in walk if index < self.num_alone])
         junction, hidden = self.join(whole, segments, vectors)
         mask = self.mask(junction.tokens)
         for index in walk:
@@ -158,7 +158,7 @@ class LateBackbone(WrappedBackbone):
     def save(self, folder: Path) -> None:
         """Write the table of segment indices into a tuner's folder, beside its adapter."""
         folder.mkdir(parents=True, exist_ok=True)
-        card = {"layers": str(self.num_alone), "granularity": self._granularity}
+        card = {"layers": str(self.num_alone), "granularity": self.what_goes_on}
         save_file({"segments": self.segment_embedding.weight.detach().cpu().contiguous()}, folder / FILE, metadata=card)
 
     def load(self, folder: Path) -> None:
@@ -175,7 +175,7 @@ class LateBackbone(WrappedBackbone):
             raise BackboneError(
                 f"{path} is missing or damaged ({error}); copy it again from where it was saved"
             ) from error
-        own = {"layers": str(self.num_alone), "granularity": self._granularity}
+        own = {"layers": str(self.num_alone), "granularity": self.what_goes_on}
         if card != own or table.shape != self.segment_embedding.weight.shape:
             raise BackboneError(
                 f"got late interaction with {card} and a table of {tuple(table.shape)} in {folder}, expected {own} and "
@@ -185,7 +185,8 @@ class LateBackbone(WrappedBackbone):
             self.segment_embedding.weight.copy_(table)
 
     @property
-    def _granularity(self) -> str:
+    def what_goes_on(self) -> str:
+        """What enters the joint layers, in a word."""
         return "token" if self.config.granularity == "token" else f"pooled-{self.config.vectors}"
 
 

@@ -14,41 +14,56 @@ from m6rec.text.batch import TokenBatch
 
 
 @dataclass(frozen=True)
-class Segments:
-    """The distinct segments of a batch, and which of them each token is of.
+class SegmentTable:
+    """Distinct segments, one a row.
 
     Two segments are the same where their tokens are, and the region that they are read in.
 
     Args:
         ids: ``[segments, width]`` token ids, -1 behind a segment's end.
         is_target: whether a segment is read forward, in a branch.
-        owner: ``[batch, tokens]`` number of each token's segment.
-        offset: ``[batch, tokens]`` a token's place in its segment.
-        path: ``[batch, tokens]`` index of the segment on the way from the first trunk segment to the end of a branch.
     """
 
     ids: Int[Tensor, "segments width"]
     is_target: Bool[Tensor, " segments"]
-    owner: Int[Tensor, "batch tokens"]
-    offset: Int[Tensor, "batch tokens"]
-    path: Int[Tensor, "batch tokens"]
 
     @property
     def lengths(self) -> Int[Tensor, " segments"]:
         """Tokens of each segment."""
         return (self.ids >= 0).sum(1)
 
-    def alone(self, rows: Int[Tensor, " rows"]) -> TokenBatch:
-        """Return some segments as a batch: one a row, its positions counted from its own start."""
-        ids = self.ids[rows, : max(1, int(self.lengths[rows].max()))]
+    def take(self, rows: Int[Tensor, " rows"]) -> "SegmentTable":
+        """Return some segments."""
+        return SegmentTable(self.ids[rows], self.is_target[rows])
+
+    def batch(self) -> TokenBatch:
+        """Return the segments as rows of a batch, each counting its positions from its own start."""
+        ids = self.ids[:, : max(1, int(self.lengths.max()))]
         zero = torch.zeros_like(ids)
         return TokenBatch(
             ids=ids.clamp(min=0),
             keep=ids >= 0,
             positions=torch.arange(ids.shape[1], device=ids.device).expand_as(ids),
             blocks=zero,
-            branches=zero + self.is_target[rows, None],
+            branches=zero + self.is_target[:, None],
         )
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of a batch, and which of them each token is of.
+
+    Args:
+        table: each distinct one.
+        owner: ``[batch, tokens]`` row of each token's segment.
+        offset: ``[batch, tokens]`` a token's place in its segment.
+        path: ``[batch, tokens]`` index of the segment on the way from the first trunk segment to the end of a branch.
+    """
+
+    table: SegmentTable
+    owner: Int[Tensor, "batch tokens"]
+    offset: Int[Tensor, "batch tokens"]
+    path: Int[Tensor, "batch tokens"]
 
 
 def cut(batch: TokenBatch) -> Segments:
@@ -71,7 +86,7 @@ def cut(batch: TokenBatch) -> Segments:
     table[runs[batch.keep], 0] = (batch.branches[batch.keep] > 0).long()
     table[runs[batch.keep], 1 + offset[batch.keep]] = batch.ids[batch.keep]
     distinct, which = table.unique(dim=0, return_inverse=True)
-    return Segments(distinct[:, 1:], distinct[:, 0] > 0, which[runs], offset, _path(batch, starts))
+    return Segments(SegmentTable(distinct[:, 1:], distinct[:, 0] > 0), which[runs], offset, _path(batch, starts))
 
 
 def _path(batch: TokenBatch, starts: Bool[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
@@ -95,7 +110,7 @@ class Junction:
 
     Args:
         tokens: the tree that the vectors stand in; a vector of several tokens stands where the last of them does.
-        segment: ``[batch, vectors]`` number of each vector's segment.
+        segment: ``[batch, vectors]`` row of each vector's segment.
         vector: ``[batch, vectors]`` which of its segment's vectors it is.
         path: ``[batch, vectors]`` index of its segment on the way.
         column: ``[batch, tokens]`` where each token of the batch finds its vector.
@@ -120,7 +135,7 @@ def join(batch: TokenBatch, segments: Segments, counts: Int[Tensor, " segments"]
         segments: its segments.
         counts: how many vectors each segment hands on: one a token, or fewer.
     """
-    count, length = counts[segments.owner], segments.lengths[segments.owner].clamp(min=1)
+    count, length = counts[segments.owner], segments.table.lengths[segments.owner].clamp(min=1)
     vector = segments.offset * count // length
     # A vector stands in the column of its last token: there its number changes behind it.
     stands = batch.keep & ((segments.offset + 1) * count // length != vector)

@@ -94,7 +94,7 @@ class TestTheTree:
         first, again = segments.owner[0, tree.ids[0] == 9].tolist()[:2]
         assert first == again  # the same event twice is read once
         in_branch = segments.owner[0, -2]
-        assert bool(segments.is_target[in_branch])
+        assert bool(segments.table.is_target[in_branch])
         assert in_branch != first  # and once more in the region of candidates
 
 
@@ -109,10 +109,10 @@ def test_pooling_to_as_many_vectors_as_tokens_changes_nothing(tiny_backbone, mod
 def test_pooled_vectors_are_means_of_stretches(tiny_backbone, vectors: int) -> None:
     backbone, tree = late(tiny_backbone("bert"), 2, "pooled", vectors), batch()
     _, segments = backbone.cut(tree)
-    states = late(tiny_backbone("bert"), 2).alone(segments)
-    for row, length in enumerate(segments.lengths.tolist()):
+    states = late(tiny_backbone("bert"), 2).alone(segments.table)
+    for row, length in enumerate(segments.table.lengths.tolist()):
         stretches = [part.mean(0) for part in states[row, :length].tensor_split(min(vectors, length)) if len(part)]
-        made = backbone.alone(segments)[row]
+        made = backbone.alone(segments.table)[row]
         if length % len(stretches) == 0:
             close(made[: len(stretches)], torch.stack(stretches))
         assert not made[len(stretches) :].any()
@@ -131,7 +131,7 @@ def test_soft_prompts_are_segment_0_and_never_pooled(tiny_backbone) -> None:
     backbone = late(tuned, 1, "pooled")
     whole, segments = backbone.cut(batch())
     assert whole.segments[0, :6].tolist() == [0, 0, 0, 0, 0, 1]
-    assert backbone.counts(segments)[segments.owner[0, 0]] == 5
+    assert backbone.counts(segments.table)[segments.owner[0, 0]] == 5
     assert segments.path[0, 5] == 1
 
 
