@@ -47,6 +47,7 @@ class Candidate:
         events_seen: how many of the user's events came before it; ``None`` = all. Only layouts with one block an
             event can hide the others.
         answers: name -> words to write; a branch ends before an answer it lacks, so that the model goes on from there.
+        blanks: instead, an answer that it lacks is an empty segment, and the branch goes on behind it.
     """
 
     item: Record | str = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Candidate:
     context: Record = field(default_factory=dict)
     events_seen: int | None = None
     answers: Mapping[str, str] = field(default_factory=dict)
+    blanks: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class Answer:
 
     name: str = "answer"
     """Which of the candidate's answers stands here."""
+    text: str = ""
+    """A phrase: what is learnt to stand here, from an example's ``item``, ``event`` or ``review``. Only training reads
+    it."""
     budget_tokens: int | None = None
     """Longest length in tokens; the tail is cut."""
 
@@ -125,7 +130,7 @@ class Part:
         name: a control token, or one of :data:`PARTS`.
         options: the part's options; ``None`` for a control token.
         place: where it stands.
-        phrases: the compiled text of ``words``.
+        phrases: the compiled text of ``words`` or of an ``answer``.
     """
 
     name: str
@@ -156,6 +161,11 @@ class Prompt:
         self.budget_tokens = _count(document, "budget_tokens", 256)
         self.trunk = tuple(_parts(document, "trunk", _TRUNK))
         self.branch = tuple(_parts(document, "branch", _BRANCH))
+
+    @property
+    def answers(self) -> tuple[Part, ...]:
+        """The places where the model writes, in order."""
+        return tuple(part for part in self.branch if part.name == "answer")
 
     def layout(self, renderer: Renderer, user: UserText | None = None, candidates: Sequence[Candidate] = ()) -> Layout:
         """Return the prompt of one user, with one branch for each candidate.
@@ -234,13 +244,16 @@ def _branch(parts: Sequence[Part], renderer: Renderer, candidate: Candidate, pre
         elif part.name == "statistics":
             phrases = [renderer.statistic(name, value) for name, value in candidate.statistics.items()]
             segments.extend(_segment(part, "statistic", ", ".join(filter(None, phrases)), prefix))
-        elif part.phrases is not None:
+        elif part.name == "words" and part.phrases is not None:
             fields = {"title": candidate.item} if isinstance(candidate.item, str) else candidate.item
             segments.extend(_segment(part, "instruction", part.phrases.render(clean(fields)), prefix))
         elif part.name == "answer":
-            if part.options.name not in candidate.answers:
+            if part.options.name in candidate.answers:
+                segments.extend(_segment(part, "answer", candidate.answers[part.options.name], prefix))
+            elif not candidate.blanks:
                 return segments
-            segments.extend(_segment(part, "answer", candidate.answers[part.options.name], prefix))
+            else:
+                segments.append(Segment(f"{prefix}{_named(part)}", "", "answer", False, 0, part.options.budget_tokens))
         elif part.name in CONTROL_TOKENS:
             segments.append(Segment(f"{prefix}{part.name}", part.name, "control"))
     return segments
@@ -249,9 +262,12 @@ def _branch(parts: Sequence[Part], renderer: Renderer, candidate: Candidate, pre
 def _segment(part: Part, role: Role, text: str, prefix: str = "", block: int = 0) -> Iterator[Segment]:
     """Yield one segment, or nothing where there are no words."""
     if text:
-        # These may stand more than once, so their place in the list belongs to their name.
-        place = part.place.key[part.place.key.rindex("[") :] if part.name in ("words", "answer") else ""
-        yield Segment(f"{prefix}{part.name}{place}", text, role, role != "answer", block, part.options.budget_tokens)
+        yield Segment(f"{prefix}{_named(part)}", text, role, role != "answer", block, part.options.budget_tokens)
+
+
+def _named(part: Part) -> str:
+    """Return a part's name; of those that may stand more than once, with its place in the list."""
+    return part.name + (part.place.key[part.place.key.rindex("[") :] if part.name in ("words", "answer") else "")
 
 
 def _parts(document: Document, key: str, known: Sequence[str]) -> Iterator[Part]:
@@ -281,7 +297,7 @@ def _part(document: Document, name: str, options: Any, place: Place) -> Part:
         parsed: Any = parse(PARTS[name], options or {})
     except ConfigError as error:
         raise place.error(str(error)) from error
-    phrases = document.phrases(place.key, parsed.text) if isinstance(parsed, Words) else None
+    phrases = document.phrases(place.key, parsed.text) if isinstance(parsed, Words | Answer) else None
     return Part(name, parsed, place, phrases)
 
 

@@ -10,6 +10,10 @@ from typing import Literal
 # Control tokens, in the order of their trained rows: source begin and end, target begin and end (M6-Rec, section 3).
 CONTROL_TOKENS = ("[BOS']", "[EOS']", "[BOS]", "[EOS]")
 
+# Stands for words that are left out and have to be written; in a target region, between the answers to two of them. It
+# is the tokenizer's own mask token; one that has none takes [BOS], which says as much: a target begins.
+BLANK = "[MASK]"
+
 Role = Literal["control", "context", "profile", "stub", "item", "query", "statistic", "instruction", "answer", "turn"]
 
 
@@ -19,7 +23,7 @@ class Segment:
 
     Args:
         name: unique within its layout, e.g. ``"event.3.item"``.
-        text: the words; control tokens stand only in segments of role ``control``.
+        text: the words; control tokens and blanks stand only in segments of role ``control``.
         role: what the words are; an item segment holds no time, so that all users share it.
         cacheable: whether the same text may come back for another user or request.
         block: position in the trunk's time: a token sees trunk blocks up to its own. All zero = one

@@ -112,6 +112,9 @@ class Phrase:
         source: words with ``{{ field }}`` in them.
         place: where it stands.
 
+    Attributes:
+        fields: names of the fields that stand in it.
+
     Raises:
         TemplateError: bad syntax, or a filter that does not exist.
     """
@@ -120,7 +123,9 @@ class Phrase:
         self.source, self.place = source, place
         try:
             # Jinja2 itself leaves unknown names inside a condition until they are met.
-            _check_names(_ENVIRONMENT.parse(source))
+            tree = _ENVIRONMENT.parse(source)
+            _check_names(tree)
+            self.fields = frozenset(node.name for node in tree.find_all(nodes.Name))
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise place.error(f"{error} in {source!r}") from error
@@ -153,6 +158,11 @@ class Phrases:
 
     def __init__(self, phrases: Sequence[Phrase]) -> None:
         self.phrases = tuple(phrases)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields that stand in them."""
+        return frozenset[str]().union(*(phrase.fields for phrase in self.phrases))
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Return the phrases that have all their fields, without a separator left over in front."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from m6rec.errors import BackboneError
 from m6rec.text.budget import fit
-from m6rec.text.segments import CONTROL_TOKENS, Layout
+from m6rec.text.segments import BLANK, CONTROL_TOKENS, Layout
 
 Ids = NDArray[np.int32]
 
@@ -52,6 +52,7 @@ class TextTokenizer:
 
     Attributes:
         pad_id: what :func:`m6rec.text.batch.collate` pads with.
+        special_ids: every special or added token, the unknown one included: no answer holds one.
 
     Raises:
         BackboneError: the tokenizer lacks a control token.
@@ -67,8 +68,11 @@ class TextTokenizer:
                     "tokenizer.add_tokens(list(CONTROL_TOKENS), special_tokens=True)"
                 )
         self.control_ids = {token: int(vocabulary[token]) for token in CONTROL_TOKENS}
+        mask = tokenizer.mask_token_id
+        self.control_ids[BLANK] = self.control_ids["[BOS]"] if mask is None else int(mask)
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self._forbidden = _forbidden(tokenizer)
+        self.special_ids = self._forbidden | frozenset(tokenizer.all_special_ids)
         self._cache: dict[str, Ids] = {}
         self._space = ""
         self._space = self._separator()
@@ -81,6 +85,11 @@ class TextTokenizer:
         """Return the ids of many texts; fast, because they are tokenised together."""
         arrays = self._arrays(texts)
         return [arrays[text].tolist() for text in texts]
+
+    def words(self, ids: Sequence[int]) -> str:
+        """Return tokens in words."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def layout(self, layout: Layout, max_tokens: int | None = None) -> TokenizedLayout:
         """Return ``layout`` in tokens.
