@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -100,8 +100,15 @@ def build(recipe: Recipe) -> Experiment:
     return Experiment(recipe, dataset, renderer, backbone, tuner, task)
 
 
-def train_run(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, TrainResult]:
+def train_run(
+    recipe: Recipe, *, resume: bool = False, wrap: Callable[[Experiment], Task] | None = None
+) -> tuple[Experiment, TrainResult]:
     """Train a recipe and write its run folder.
+
+    Args:
+        recipe: what to train.
+        resume: go on from the newest checkpoint.
+        wrap: what the loop learns instead of :func:`learnt`'s; what is kept is the task inside.
 
     Raises:
         ConfigError: the recipe does not fit its data or the backbone.
@@ -110,7 +117,7 @@ def train_run(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, Trai
     out = Path(recipe.out)
     _check_unclaimed(out, recipe, resume)
     experiment = build(recipe)
-    task, share = learnt(experiment), trained_share(experiment.backbone)
+    task, share = (wrap or learnt)(experiment), trained_share(experiment.backbone)
     logger.info("backbone %s: %s", recipe.backbone.name, share)
     training, judge = recipe.training, None
     if training.evaluate_every is not None and (judge := validator(experiment)) is None:

@@ -14,6 +14,7 @@ from m6rec.data.scenes import SceneConfig
 from m6rec.errors import ConfigError, UnknownNameError
 from m6rec.tasks import TASKS
 from m6rec.training.config import TrainingConfig
+from m6rec.training.dense_config import DenseConfig
 from m6rec.tuners import TUNERS
 
 SHELVES = {"task": TASKS, "tuner": TUNERS}
@@ -49,6 +50,9 @@ class Recipe:
     """What splits the examples into scenes (seasons, places, genres, ...); null = nothing does. Changes results."""
     exits: ExitConfig | None = None
     """Heads at every layer, and when to leave at one; null = the last layer alone answers. Changes results."""
+    dense: DenseConfig | None = None
+    """How retrieval is taught by an earlier retriever and a ranker (RocketQA); null = by its own loss. Changes
+    results."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop's settings; its seed is the recipe's."""
     domain: str | None = None

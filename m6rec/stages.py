@@ -1,0 +1,238 @@
+"""A recipe in stages: a retriever, a ranker over what it finds, a retriever taught by both (RocketQA).
+
+Each stage leaves its artefacts in ``out/stages/NAME`` and is skipped once they are there; the last one's run is ``out``
+itself. Knows no command line.
+
+::
+
+    1-retriever   a run: large batches alone                               (RocketQA's M_D0)
+    2-ranker      report.json: how good the ranker is in its lists         (M_C)
+    3-lists       what 1 finds at every position, judged by 2
+    4-denoised    a run: hard negatives that 2 is sure of                  (M_D1; only before pseudo labels)
+    out           a run: with pseudo labels by 4 and 2, and what 2 teaches (M_D2)
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from m6rec.assemble import Experiment, open_experiment, train_run
+from m6rec.errors import ConfigError, RunError
+from m6rec.recipe import Recipe
+from m6rec.runs import CARD_FILE
+from m6rec.tasks.base import Task
+from m6rec.tasks.ranking import Ranking
+from m6rec.tasks.retrieval import Retrieval
+from m6rec.training.dense import DenseRetrieval, Lessons
+from m6rec.training.dense_config import DenseConfig, DistilConfig, HardConfig, PseudoConfig
+from m6rec.training.judges import CrossJudge, FusedJudge, Judge, Ranker, RankerReport, examine
+from m6rec.training.lists import Lists
+from m6rec.training.loop import TrainResult
+from m6rec.training.mining import Miner, Retriever, validation_lists
+from m6rec.training.pseudo import PseudoLabels, pseudo_label
+
+FOLDER, REPORT_FILE = "stages", "report.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What teaches a retriever: another one, that finds, and a ranker, that judges.
+
+    Args:
+        experiment: the retriever's run over its dataset.
+        retriever: reads it.
+        judge: gives the ranker its numbers.
+        ranker: calibrated on validation.
+        report: how good it is there.
+        validation: lists of validation's moments.
+    """
+
+    experiment: Experiment
+    retriever: Retriever
+    judge: Judge
+    ranker: Ranker
+    report: RankerReport
+    validation: Lists
+
+
+def train(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, TrainResult]:
+    """Train a recipe: in stages where its retrieval is taught by an earlier one, else at once.
+
+    Args:
+        recipe: with or without ``dense``.
+        resume: go on in the stage that was stopped in.
+
+    Raises:
+        ConfigError: ``dense`` for another task than retrieval.
+        RunError: as :func:`m6rec.assemble.train_run`; or a ranker that prefers what nobody took.
+    """
+    config = recipe.dense
+    if config is None:
+        return train_run(recipe, resume=resume)
+    if recipe.task["name"] != "retrieval":
+        raise ConfigError(f"dense: teaches retrieval, got task {recipe.task['name']!r}; leave it out")
+    if config.gather and recipe.training.gradient_accumulation > 1:
+        raise ConfigError(
+            "dense.gather compares the items of all processes, so that all must run as many pieces: set "
+            "training.gradient_accumulation=1 (dense.chunk saves the memory), or dense.gather=false"
+        )
+    if not config.needs_lists:
+        return train_run(recipe, resume=resume, wrap=lambda experiment: _alone(experiment, config))
+    return _train_in_stages(recipe, config, resume)
+
+
+def _train_in_stages(recipe: Recipe, config: DenseConfig, resume: bool) -> tuple[Experiment, TrainResult]:
+    folder = Path(recipe.out) / FOLDER
+    first = Path(config.teacher) if config.teacher else folder / "1-retriever"
+    if config.teacher is None:
+        done = _train_stage(recipe, first, _first(config), None, resume)
+        if done is not None and done[1].interrupted:
+            return done
+    teachers = open_teachers(first, recipe, folder)
+    mine = Miner(teachers.retriever, teachers.judge, config.hard.depth).mine
+    lists = _stage("3-lists", lambda: mine(folder / "3-lists"))
+    pseudo = None
+    if config.pseudo.share:
+        second, only = folder / "4-denoised", _denoised(config)
+        done = _train_stage(recipe, second, only, lambda found: taught(found, only, teachers, lists, folder), resume)
+        if done is not None and done[1].interrupted:
+            return done
+        pseudo = label(open_teachers(second, recipe, folder), config, recipe.seed)
+    wrap = lambda found: taught(found, config, teachers, lists, folder, pseudo)  # noqa: E731
+    return _stage("out", lambda: train_run(recipe, resume=resume and _started(Path(recipe.out)), wrap=wrap))
+
+
+def _first(config: DenseConfig) -> DenseConfig:
+    return replace(config, guide=None, hard=HardConfig(), pseudo=PseudoConfig(), distil=DistilConfig())
+
+
+def _denoised(config: DenseConfig) -> DenseConfig:
+    return replace(config, pseudo=PseudoConfig(), distil=DistilConfig())
+
+
+def _train_stage(
+    recipe: Recipe, out: Path, config: DenseConfig, wrap: Callable[[Experiment], Task] | None, resume: bool
+) -> tuple[Experiment, TrainResult] | None:
+    """Train the run of one stage; ``None`` = it is there already.
+
+    Raises:
+        RunError: the stage was begun before, and nobody asked to resume it.
+    """
+    if (out / CARD_FILE).is_file() and resume:
+        logger.info("stage %s: finished before", out.name)
+        return None
+    stage = replace(recipe, out=str(out), dense=config)
+    made = wrap or (lambda experiment: _alone(experiment, config))
+    done = _stage(out.name, lambda: train_run(stage, resume=resume and _started(out), wrap=made))
+    # Everybody goes on to read what the main process has written.
+    PartialState().wait_for_everyone()
+    return done
+
+
+def _stage(name: str, run: Callable[[], Any]) -> Any:
+    logger.info("stage %s", name)
+    return run()
+
+
+def _started(out: Path) -> bool:
+    return any((out / "checkpoints").glob("*"))
+
+
+def _alone(experiment: Experiment, config: DenseConfig) -> Task:
+    assert isinstance(experiment.task, Retrieval)
+    return DenseRetrieval(experiment.task, config)
+
+
+def open_teachers(run: str | Path, recipe: Recipe, folder: Path | None = None) -> Teachers:
+    """Open a retrieval run and a ranker, and hold the ranker against validation.
+
+    Args:
+        run: the retriever's folder.
+        recipe: its ``dense.ranker`` is a ranking run, or null: the retriever's own score and its counted terms.
+        folder: the report goes here; shards of the index too.
+
+    Raises:
+        RunError: the ranker prefers what nobody took.
+    """
+    assert recipe.dense is not None
+    hard, experiment = recipe.dense.hard, open_experiment(run, recipe.data)
+    assert isinstance(experiment.task, Retrieval)
+    task, shards = experiment.task, folder / f"shards-{Path(run).name}" if folder else None
+    retriever = Retriever(task, experiment.backbone, hard.index, hard.shards, shards)
+    judge = _judge(experiment, recipe.dense.ranker)
+    ranker = Ranker(judge.start)
+    queries = experiment.dataset.histories().queries("valid")
+    validation, retrieved = validation_lists(retriever, judge, queries, hard.depth, seed=recipe.seed)
+    report = examine(ranker, retrieved, validation.numbers, validation.ids)
+    logger.info(
+        "ranker on %d validation lists of %s: NDCG@10 %.4f in its order, %.4f in the retriever's; %.1f%% of targets "
+        "found; AUC %.3f, ECE %.4f",
+        report.lists, Path(run).name, report.ranker_ndcg, report.retriever_ndcg, 100 * report.found, report.auc,
+        report.ece,
+    )  # fmt: skip
+    if not report.is_better:
+        logger.warning("the ranker orders no better than the retriever: what it denoises and teaches is noise")
+    if folder is not None and PartialState().is_main_process:
+        out = folder / "2-ranker"
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{Path(run).name}.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    return Teachers(experiment, retriever, judge, ranker, report, validation)
+
+
+def _judge(experiment: Experiment, ranker: str | None) -> Judge:
+    task = experiment.task
+    assert isinstance(task, Retrieval)
+    if ranker is None:
+        return FusedJudge(task.space(), task.material.train)
+    found = open_experiment(ranker, str(experiment.dataset.folder))
+    if not isinstance(found.task, Ranking):
+        raise RunError(f"{ranker} holds the task {found.task.name!r}, expected a ranking run as dense.ranker")
+    return CrossJudge(found.task, found.backbone)
+
+
+def label(teachers: Teachers, config: DenseConfig, seed: int) -> PseudoLabels:
+    """Return the pseudo labels that ``teachers`` give."""
+    return pseudo_label(
+        teachers.retriever, teachers.judge, teachers.ranker, teachers.validation, config.pseudo, config.hard.depth, seed
+    )
+
+
+def taught(
+    experiment: Experiment,
+    config: DenseConfig,
+    teachers: Teachers,
+    lists: Lists,
+    folder: Path,
+    pseudo: PseudoLabels | None = None,
+) -> Task:
+    """Return an experiment's retrieval task, taught; to be handed to ``train_run`` as ``wrap``.
+
+    Args:
+        experiment: fresh.
+        config: what is taught.
+        teachers: whose lists they are.
+        lists: of every training position.
+        folder: lists that are mined on the way go here.
+        pseudo: pseudo labels.
+    """
+    task, found = experiment.task, teachers.experiment.task
+    assert isinstance(task, Retrieval)
+    assert isinstance(found, Retrieval)
+    if not task.trains_backbone:  # the texts' vectors are the same: they need not be made twice
+        task.catalogue.vectors, task.material.search_vectors = found.catalogue.vectors, found.material.search_vectors
+    items = torch.from_numpy(teachers.retriever.items) * teachers.retriever.scale
+    ranker = Ranker(teachers.judge.start)
+    ranker.load_state_dict(teachers.ranker.state_dict())
+
+    def mine(epoch: int) -> Lists:
+        retriever = Retriever(task, experiment.backbone, config.hard.index)
+        return Miner(retriever, teachers.judge, config.hard.depth, f"epoch {epoch}").mine(folder / f"lists-{epoch}")
+
+    return DenseRetrieval(task, config, Lessons(lists, ranker, items, pseudo, mine))
