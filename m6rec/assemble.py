@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from m6rec.backbones.base import Backbone
-from m6rec.backbones.resolve import resolve_backbone
+from m6rec.backbones.create import save_backbone
 from m6rec.backbones.scenes import SceneBackbone
+from m6rec.bases import base_backbone, make_base
 from m6rec.compressors.exits import ExitingBackbone, ExitTask, load_exits, save_exits
 from m6rec.config import plain
 from m6rec.data.scenes import SceneRule
@@ -28,11 +29,14 @@ from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError, RunError, SharedWeightsError
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
+from m6rec.late_interaction.backbone import LateBackbone, trained_late_interaction, with_late_interaction
+from m6rec.late_interaction.scorer import served
 from m6rec.recipe import Recipe, check_recipe, dump, plugin
 from m6rec.runs import (
     ADAPTER_FOLDER,
     CARD_FILE,
     EXITS_FOLDER,
+    MODEL_FOLDER,
     RECIPE_FILE,
     RUN_FORMAT,
     TASK_FOLDER,
@@ -42,6 +46,7 @@ from m6rec.runs import (
     read_recipe_tree,
 )
 from m6rec.tasks.base import Material, Task
+from m6rec.tasks.pretraining import Pretraining
 from m6rec.tasks.ranking import Ranking, RankingScorer
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.retrieval_data import RetrievalScorer
@@ -51,6 +56,7 @@ from m6rec.text.render import Renderer
 from m6rec.training.loop import TrainResult, train
 from m6rec.training.run import Evaluate
 from m6rec.tuners.base import Tuner
+from m6rec.tuners.full import FullTuner
 from m6rec.tuners.pool import find_adapter, open_adapter
 from m6rec.tuners.state import TrainedShare, trained_share
 
@@ -91,9 +97,11 @@ def build(recipe: Recipe) -> Experiment:
     dataset = Dataset.open(recipe.data)
     renderer = Renderer(recipe.domain or dataset.manifest.domain)
     torch.manual_seed(recipe.seed)
+    material = _material(recipe, dataset, renderer, Path(recipe.out))
+    make_base(recipe, material)
     backbone, tuner = _tuned(recipe)
     kind, config = plugin("task", recipe.task)
-    task = kind.build(config, _material(recipe, dataset, renderer, Path(recipe.out)), backbone)
+    task = kind.build(config, material, backbone)
     if not task.trains_backbone:
         _check_tuner_is_used(recipe)
         backbone.requires_grad_(False)
@@ -191,8 +199,12 @@ def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) 
     experiment.task.save(out / TASK_FOLDER)
     shutil.rmtree(out / ADAPTER_FOLDER, ignore_errors=True)
     experiment.tuner.save(out / ADAPTER_FOLDER)
+    if isinstance(experiment.backbone, LateBackbone):
+        experiment.backbone.save(out / ADAPTER_FOLDER)
     if isinstance(experiment.backbone, ExitingBackbone):
         save_exits(experiment.backbone, out / EXITS_FOLDER)
+    if isinstance(experiment.task, Pretraining) and isinstance(experiment.tuner, FullTuner):
+        save_backbone(experiment.backbone, out / MODEL_FOLDER)
     _keep_words(experiment, out / WORDS_FOLDER)
     heads = sum(parameter.numel() for parameter in experiment.task.parameters() if parameter.requires_grad)
     card = {
@@ -233,7 +245,7 @@ def open_run(folder: str | Path, backbone: Backbone | None = None) -> Run:
     folder = Path(folder)
     card, recipe = read_card(folder), check_recipe(read_recipe_tree(folder))
     renderer = Renderer(kept_words(folder, "data_templates", recipe.domain or card["data"]["domain"]))
-    tuned = tuned_backbone(folder, recipe, card, backbone)
+    tuned = served(tuned_backbone(folder, recipe, card, backbone))
     kind, config = _task_plugin(folder, recipe)
     task = kind.load(config, folder / TASK_FOLDER, renderer, tuned)
     return Run(folder, recipe, renderer, tuned, task.eval(), card)
@@ -254,10 +266,10 @@ def open_runs(folders: Sequence[str | Path], backbone: Backbone | None = None) -
     shared = {} if backbone is None else {backbone.fingerprint: backbone}
     runs = []
     for folder in map(Path, folders):
-        card, base = read_card(folder), check_recipe(read_recipe_tree(folder)).backbone
+        card, recipe = read_card(folder), check_recipe(read_recipe_tree(folder))
         weights = card["backbone"]["fingerprint"]
         if weights not in shared:
-            shared[weights] = resolve_backbone(base.name, base.revision)
+            shared[weights] = base_backbone(recipe, folder)
         try:
             runs.append(open_run(folder, shared[weights]))
         except SharedWeightsError:
@@ -298,7 +310,7 @@ def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any], base: Bac
     Raises:
         RunError: the backbone has other weights than the run was trained on.
     """
-    backbone = resolve_backbone(recipe.backbone.name, recipe.backbone.revision) if base is None else base
+    backbone = base_backbone(recipe, folder) if base is None else base
     if backbone.fingerprint != card["backbone"]["fingerprint"]:
         raise RunError(
             f"{folder} was trained on other weights of {recipe.backbone.name!r} than those found now "
@@ -311,6 +323,7 @@ def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any], base: Bac
         tuned = tuner.attach(backbone)
         tuner.load(adapter)
         tuned.requires_grad_(False).eval()
+    tuned = trained_late_interaction(tuned, recipe.late_interaction, adapter)
     return tuned if recipe.exits is None else load_exits(tuned, recipe.exits, folder / EXITS_FOLDER)
 
 
@@ -358,9 +371,11 @@ def _material(recipe: Recipe, dataset: Dataset, renderer: Renderer, folder: Path
 
 def _tuned(recipe: Recipe) -> tuple[Backbone, Tuner]:
     tuner = _tuner(recipe)
-    tuned = tuner.attach(resolve_backbone(recipe.backbone.name, recipe.backbone.revision))
-    if recipe.start is not None:
-        tuner.load(find_adapter(Path(recipe.start)))
+    tuned = tuner.attach(base_backbone(recipe, Path(recipe.out)))
+    start = None if recipe.start is None else find_adapter(Path(recipe.start))
+    if start is not None:
+        tuner.load(start)
+    tuned = with_late_interaction(tuned, recipe.late_interaction, start)
     return tuned if recipe.exits is None else ExitingBackbone(tuned, recipe.exits), tuner
 
 

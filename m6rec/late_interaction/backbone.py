@@ -1,9 +1,8 @@
 """A backbone whose lower layers read every segment alone. This module knows no cache and no task."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,32 +14,15 @@ from torch.nn import functional as F
 from m6rec.backbones.anatomy import part
 from m6rec.backbones.base import Backbone, WrappedBackbone
 from m6rec.backbones.scenes import SceneBackbone
-from m6rec.errors import BackboneError, ConfigError
+from m6rec.errors import BackboneError
+from m6rec.late_interaction.config import LateInteractionConfig
 from m6rec.late_interaction.segments import Junction, Segments, SegmentTable, cut, join
 from m6rec.nn import pooling
 from m6rec.text.batch import TokenBatch
 
 FILE = "late_interaction.safetensors"
+# What the paper keeps online.
 ONLINE_LAYERS = 3
-
-
-@dataclass(frozen=True)
-class LateInteractionConfig:
-    """Settings of late interaction; all change results."""
-
-    layers: int | None = None
-    """How many lower layers read every segment alone (L' of the paper; of T5, encoder layers); null = all but three,
-    which is what the paper keeps online."""
-    granularity: Literal["token", "pooled"] = "token"
-    """What goes on into the joint layers: every token, as in the paper, or a few vectors a segment."""
-    vectors: int = 1
-    """How many vectors a pooled segment becomes, each the mean of a stretch of its tokens."""
-    max_segments: int = 128
-    """Longest way in segments from the first one to the end of a candidate: size of the table of segment indices."""
-
-    def __post_init__(self) -> None:
-        if self.vectors < 1 or self.max_segments < 1:
-            raise ConfigError(f"got vectors {self.vectors} and max_segments {self.max_segments}, expected 1 or more")
 
 
 class LateBackbone(WrappedBackbone):
@@ -208,7 +190,8 @@ def _layers_alone(backbone: Backbone, asked: int | None) -> int:
         )
     limit = backbone.num_layers
     if backbone.family == "seq2seq":
-        limit = len(part(backbone.model, backbone.anatomy.layers[0]))
+        anatomy: Any = backbone.anatomy
+        limit = len(part(backbone.model, anatomy.layers[0]))
     chosen = max(0, limit - ONLINE_LAYERS) if asked is None else asked
     if not 0 <= chosen <= limit:
         what = "encoder layers" if backbone.family == "seq2seq" else "layers"
@@ -218,18 +201,33 @@ def _layers_alone(backbone: Backbone, asked: int | None) -> int:
     return chosen
 
 
-def late_interaction(backbone: Backbone, config: LateInteractionConfig | None, folder: Path | None = None) -> Backbone:
-    """Return ``backbone`` with late interaction as a recipe has it, or as it is where the recipe has none.
+def with_late_interaction(
+    backbone: Backbone, config: LateInteractionConfig | None, folder: Path | None = None
+) -> Backbone:
+    """Return ``backbone`` with late interaction as a recipe has it, to be trained; unchanged where it has none.
 
     Args:
         backbone: tuned.
         config: the recipe's.
-        folder: of an adapter that was trained with it; ``None`` = it is still to be trained.
+        folder: of an adapter to go on from; its table of segment indices is taken where it has one.
     """
     if config is None:
         return backbone
     late = LateBackbone(backbone, config)
-    if folder is not None:
+    if folder is not None and (folder / FILE).is_file():
         late.load(folder)
-        late.requires_grad_(False)
     return late
+
+
+def trained_late_interaction(backbone: Backbone, config: LateInteractionConfig | None, folder: Path) -> Backbone:
+    """Return ``backbone`` with late interaction as it was trained beside the adapter in ``folder``, frozen.
+
+    Raises:
+        BackboneError: its table is missing, damaged, or of other settings.
+    """
+    if config is None:
+        return backbone
+    late = LateBackbone(backbone, config)
+    late.load(folder)
+    late.requires_grad_(False)
+    return late.eval()

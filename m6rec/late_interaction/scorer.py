@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from m6rec.backbones.base import WrappedBackbone
+from m6rec.backbones.base import Backbone, WrappedBackbone
 from m6rec.backbones.past import Past, read, read_on
 from m6rec.errors import CacheError
 from m6rec.late_interaction.backbone import LateBackbone
@@ -139,13 +139,14 @@ class LateScorer(WrappedBackbone):
         ids, lengths, targets = table.ids.cpu().numpy(), table.lengths.tolist(), table.is_target.tolist()
         keys = [segment_key(row[:end], target) for row, end, target in zip(ids, lengths, targets, strict=True)]
         cached = [key for key, below in zip(keys, self.inner.below(table).tolist(), strict=True) if below]
-        found = dict(zip(cached, self.cache.get_many(cached), strict=True))
-        missing = [row for row, key in enumerate(keys) if found.get(key) is None]
+        known = zip(cached, self.cache.get_many(cached), strict=True)
+        found = {key: states for key, states in known if states is not None}
+        missing = [row for row, key in enumerate(keys) if key not in found]
         if missing:
             some = table.take(torch.tensor(missing, device=table.ids.device))
             states, counts = self.inner.alone(some).float().cpu().numpy(), self.inner.counts(some).tolist()
             fresh = {keys[row]: states[n, : counts[n]] for n, row in enumerate(missing)}
-            found |= fresh | self.cache.put_many({key: value for key, value in fresh.items() if key in found})
+            found |= fresh | self.cache.put_many({key: fresh[key] for key in cached if key in fresh})
         return [found[key] for key in keys]
 
     def _together(
@@ -188,6 +189,11 @@ class LateScorer(WrappedBackbone):
         while len(self._trunks) > max(1, self.num_trunks):
             self._trunks.popitem(last=False)
         return self._trunks[key]
+
+
+def served(backbone: Backbone) -> Backbone:
+    """Return a trained backbone as it is served: one with late interaction behind a cache, any other as it is."""
+    return LateScorer(backbone) if isinstance(backbone, LateBackbone) else backbone
 
 
 def _digest(*tensors: Tensor) -> bytes:

@@ -4,7 +4,8 @@ import torch
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.nextitnet import NextItNetBackbone
 from m6rec.errors import BackboneError, ConfigError
-from m6rec.late_interaction.backbone import FILE, LateBackbone, LateInteractionConfig, late_interaction
+from m6rec.late_interaction.backbone import FILE, LateBackbone, trained_late_interaction, with_late_interaction
+from m6rec.late_interaction.config import LateInteractionConfig
 from m6rec.late_interaction.segments import cut
 from m6rec.nn.masks import additive
 from m6rec.text.batch import TokenBatch
@@ -194,10 +195,24 @@ def test_rows_of_padding_and_empty_batches(tiny_backbone) -> None:
 def test_saved_and_loaded_it_gives_the_same_states(tiny_backbone, tmp_path) -> None:
     first = late(tiny_backbone("bert"), 2)
     first.save(tmp_path)
-    second = late_interaction(tiny_backbone("bert"), LateInteractionConfig(layers=2), tmp_path)
+    second = trained_late_interaction(tiny_backbone("bert"), LateInteractionConfig(layers=2), tmp_path)
     assert torch.equal(first(batch()), second(batch()))
     assert not any(parameter.requires_grad for parameter in second.parameters())
-    assert late_interaction(second, None) is second
+
+
+def test_going_on_from_an_adapter_takes_its_table_where_it_has_one(tiny_backbone, tmp_path) -> None:
+    first, config = late(tiny_backbone("bert"), 2), LateInteractionConfig(layers=2)
+    assert not with_late_interaction(tiny_backbone("bert"), config, tmp_path).segment_embedding.weight.any()
+    first.save(tmp_path)
+    again = with_late_interaction(tiny_backbone("bert"), config, tmp_path)
+    assert torch.equal(again.segment_embedding.weight, first.segment_embedding.weight)
+    assert again.segment_embedding.weight.requires_grad
+
+
+def test_a_recipe_without_it_leaves_the_backbone_as_it_is(tiny_backbone, tmp_path) -> None:
+    backbone = tiny_backbone("bert")
+    assert with_late_interaction(backbone, None) is backbone
+    assert trained_late_interaction(backbone, None, tmp_path) is backbone
 
 
 @pytest.mark.parametrize(

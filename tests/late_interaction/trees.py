@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from m6rec.backbones.base import Backbone
-from m6rec.late_interaction.backbone import LateBackbone, LateInteractionConfig
+from m6rec.late_interaction.backbone import LateBackbone
+from m6rec.late_interaction.config import LateInteractionConfig
 from m6rec.text.batch import TokenBatch, collate
 from m6rec.text.tokenize import TokenizedLayout
 
