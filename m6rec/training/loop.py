@@ -15,6 +15,7 @@ from m6rec.training.config import TrainingConfig
 from m6rec.training.interrupts import Interrupts
 from m6rec.training.learner import average_gradients, backward
 from m6rec.training.optim import rate, set_rate
+from m6rec.training.processes import all_processes_needed
 from m6rec.training.run import STEP, Evaluate, Run
 from m6rec.training.state import Reason
 
@@ -83,7 +84,7 @@ def train(
     """
     run = Run(task, backbone, config, Path(out), evaluate)
     run.start(resume)
-    with Interrupts() as interrupts, run.progress:
+    with Interrupts() as interrupts, run.progress, all_processes_needed(run.accelerator, run.checkpoints.folder):
         if config.evaluate_first:
             run.open_epoch()  # the task may be asked only after its refresh
         run.evaluate_if_due()

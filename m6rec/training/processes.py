@@ -3,14 +3,19 @@
 This module knows no model, task or loop.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, is_tensorboard_available
 
-from m6rec.errors import MissingExtraError
+from m6rec.errors import MissingExtraError, RunError
 from m6rec.training.config import TrainingConfig
+
+# What gloo and NCCL say, each in its own way and none by a type of its own, when another process is gone.
+_GONE = ("closed by peer", "reset by peer", "broken pipe", "timed out", "remote process", "connection refused")
 
 
 def build_accelerator(config: TrainingConfig, out: Path) -> Accelerator:
@@ -52,3 +57,22 @@ def sum_over_processes(accelerator: Accelerator, numbers: list[float]) -> list[f
     tensor = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
     summed: list[float] = accelerator.reduce(tensor, reduction="sum").tolist()
     return summed
+
+
+@contextmanager
+def all_processes_needed(accelerator: Accelerator, out: Path) -> Iterator[None]:
+    """Turn what the others see when a process of the run dies into one clear error.
+
+    Raises:
+        RunError: another process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).lower()
+        if accelerator.num_processes == 1 or not any(words in said for words in _GONE):
+            raise
+        raise RunError(
+            f"process {accelerator.process_index} of {accelerator.num_processes} lost another (it died, was killed or "
+            f"ran out of memory: look at its own last lines); go on from the newest checkpoint in {out} with --resume"
+        ) from error
