@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from m6rec.config import parse
 from m6rec.errors import ConfigError, TemplateError, nearest
+from m6rec.text.dialogue import Spoken, Turns, turn_segments
 from m6rec.text.library import find
 from m6rec.text.render import Record, Renderer
 from m6rec.text.segments import CONTROL_TOKENS, Layout, Role, Segment
@@ -28,12 +29,14 @@ class UserText:
         context: fields of the moment (``time``, ``place``, ``season``, ...).
         events: oldest first, as ``Dataset.event_record`` gives them.
         now: Unix seconds of the request; default: the time of the last event.
+        turns: what was said in a dialogue, oldest first.
     """
 
     profile: Record = field(default_factory=dict)
     context: Record = field(default_factory=dict)
     events: Sequence[Record] = ()
     now: float | None = None
+    turns: Sequence[Spoken] = ()
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,14 @@ PARTS: dict[str, type] = {
     "profile": Budget,
     "context": Budget,
     "events": Events,
+    "turns": Turns,
     "item": Budget,
     "statistics": Budget,
     "words": Words,
     "answer": Answer,
 }
 _TRUNK, _BRANCH = (
-    ("profile", "context", "events", "item", "words"),
+    ("profile", "context", "events", "turns", "item", "words"),
     ("context", "item", "statistics", "words", "answer"),
 )
 
@@ -205,6 +209,9 @@ class Prompt:
             if part.name == "events":
                 dropped += max(0, len(user.events) - part.options.limit)
                 segments.extend(_events(part.options, renderer, user))
+            elif part.name == "turns":
+                dropped += max(0, len(user.turns) - part.options.limit)
+                segments.extend(turn_segments(part.options, user.turns))
             elif part.name == "profile":
                 segments.extend(_segment(part, "profile", renderer.profile(user.profile), block=block))
             elif part.name == "context":
