@@ -11,6 +11,8 @@ from m6rec.errors import RunError
 RUN_FORMAT = 1
 CARD_FILE, RECIPE_FILE, TASK_FOLDER, ADAPTER_FOLDER = "run.json", "recipe.yaml", "task", "adapter"
 EXITS_FOLDER = "exits"
+# The model that a run has made to train, and the one that it has pretrained.
+BASE_FOLDER, MODEL_FOLDER = "base", "model"
 # The words that the run was trained on, laid out as the user's own template folder is.
 WORDS_FOLDER = "templates"
 

@@ -12,7 +12,9 @@ from typing import Any
 from m6rec.backbones import BACKBONES
 from m6rec.backbones.anatomy import anatomy_of, silence_dropout
 from m6rec.backbones.base import Backbone
+from m6rec.backbones.foundation import foundation_folder
 from m6rec.errors import BackboneError
+from m6rec.runs import CARD_FILE, MODEL_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ def resolve_backbone(name: str | Path, revision: str | None = None) -> Backbone:
 
     Args:
         name: ``"minilm"`` (all-MiniLM-L6-v2: from the wheel of the extra ``offline`` where that is installed, else from
-            the Hub), a local folder as ``save_pretrained`` writes it, or a Hub id.
+            the Hub), ``"foundation"`` (the small model inside this package), a local folder as ``save_pretrained``
+            writes it or the folder of a pretraining run, or a Hub id.
         revision: branch, tag or commit on the Hub; ``minilm`` then comes from the Hub.
 
     Raises:
@@ -38,8 +41,10 @@ def resolve_backbone(name: str | Path, revision: str | None = None) -> Backbone:
     source = origin = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
     if source == "minilm":
         source, origin = _minilm(revision), MINILM
+    elif source == "foundation":
+        source = str(foundation_folder())
     elif _looks_local(source):
-        _check_folder(Path(source))
+        source = str(_model_folder(Path(source)))
     model, tokenizer = _load(source, revision)
     silence_dropout(model)
     # PEFT writes both into its adapters; a path inside site-packages would help nobody.
@@ -85,12 +90,19 @@ def _looks_local(source: str) -> bool:
     return Path(source).exists() or source.startswith((".", "/")) or source.count("/") > 1
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
+def _model_folder(folder: Path) -> Path:
+    """Return where the model lies: in the folder itself, or where a pretraining run keeps it."""
+    for place in (folder, folder / MODEL_FOLDER):
+        if (place / "config.json").is_file():
+            return place
+    if (folder / CARD_FILE).is_file():
         raise BackboneError(
-            f"got {folder}, expected a folder with config.json, weights and a tokenizer (as save_pretrained writes "
-            'it), a Hub id such as "Qwen/Qwen3-0.6B", or "minilm"'
+            f"got the run {folder}, expected one that was pretrained in full; go on from its adapter: start={folder}"
         )
+    raise BackboneError(
+        f"got {folder}, expected a folder with config.json, weights and a tokenizer (as save_pretrained writes "
+        'it), a Hub id such as "Qwen/Qwen3-0.6B", "minilm" or "foundation"'
+    )
 
 
 def _load(source: str, revision: str | None) -> tuple[Any, Any]:

@@ -7,6 +7,10 @@ TASKS = Registry(
     {
         "retrieval": "m6rec.tasks.retrieval:Retrieval",
         "ranking": "m6rec.tasks.ranking:Ranking",
+        "generation": "m6rec.tasks.generation:Generation",
+        "zeroshot": "m6rec.tasks.zeroshot:ZeroShot",
+        "conversation": "m6rec.tasks.conversation:Conversation",
+        "pretraining": "m6rec.tasks.pretraining:Pretraining",
     },
     group="m6rec.tasks",
 )

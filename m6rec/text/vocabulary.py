@@ -1,4 +1,4 @@
-"""Vocabularies made for a corpus: a SentencePiece tokenizer trained on the spot, or a pretrained one cut to what is used.
+"""Vocabularies made for a corpus: a SentencePiece tokenizer trained on the spot, or a pretrained one cut down.
 
 This module knows no model: which rows of its table go with the pieces that are left, it only says.
 """
@@ -15,6 +15,9 @@ from m6rec.errors import BackboneError, ConfigError, DataError
 
 # In the order of their ids. The mask's name is what people write for a blank.
 SPECIAL = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>", "mask": "[MASK]"}
+
+# Signs that get a piece of their own even where the corpus lacks them: marks of ours, and what people type.
+ALWAYS = "".join(chr(code) for code in range(33, 127))
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Any:
@@ -50,6 +53,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Any:
             vocab_size=size,
             byte_fallback=True,
             character_coverage=1.0,
+            required_chars=ALWAYS,
             split_digits=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
