@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from m6rec.backbones.base import Backbone
 from m6rec.tasks.base import Loss, Task
 from m6rec.text.batch import TokenBatch
+from tests.tasks.conftest import make
+
+__all__ = ["make"]  # small experiments, as the tasks are tested with
 
 VOCABULARY, WIDTH = 11, 6
 
