@@ -113,11 +113,11 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in out.")] = False,
 ) -> None:
     """Train a recipe on a dataset folder: m6rec train retrieval data=DIR out=RUN."""
-    from m6rec.assemble import train_run
     from m6rec.recipe import read_recipe
+    from m6rec.stages import train as train_recipe
 
     chosen = read_recipe(recipe, settings or [])
-    _, result = train_run(chosen, resume=resume)
+    _, result = train_recipe(chosen, resume=resume)
     if result.interrupted:
         console.print(f"interrupted at step {result.steps}; go on with --resume")
         return

@@ -169,11 +169,11 @@ def open_teachers(run: str | Path, recipe: Recipe, folder: Path | None = None) -
     judge = _judge(experiment, recipe.dense.ranker)
     ranker = Ranker(judge.start)
     queries = experiment.dataset.histories().queries("valid")
-    validation, retrieved = validation_lists(retriever, judge, queries, hard.depth, seed=recipe.seed)
-    report = examine(ranker, retrieved, validation.numbers, validation.ids)
+    validation, exam = validation_lists(retriever, judge, queries, hard.depth, seed=recipe.seed)
+    report = examine(ranker, exam)
     logger.info(
         "ranker on %d validation lists of %s: NDCG@10 %.4f in its order, %.4f in the retriever's; %.1f%% of targets "
-        "found; AUC %.3f, ECE %.4f",
+        "found; AUC against random items %.3f, ECE %.4f",
         report.lists, Path(run).name, report.ranker_ndcg, report.retriever_ndcg, 100 * report.found, report.auc,
         report.ece,
     )  # fmt: skip

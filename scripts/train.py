@@ -10,9 +10,9 @@ start_missing_processes()  # before torch: `accelerate launch --cpu` would start
 import logging  # noqa: E402
 import sys  # noqa: E402
 
-from m6rec.assemble import train_run  # noqa: E402
 from m6rec.errors import M6RecError  # noqa: E402
 from m6rec.recipe import read_recipe  # noqa: E402
+from m6rec.stages import train  # noqa: E402
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     if not words:
         sys.exit(__doc__)
     try:
-        train_run(read_recipe(words[0], words[1:]), resume="--resume" in sys.argv)
+        train(read_recipe(words[0], words[1:]), resume="--resume" in sys.argv)
     except M6RecError as error:
         sys.exit(f"error: {error}")
 

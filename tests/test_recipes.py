@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from m6rec.api import load
-from m6rec.assemble import open_experiment, train_run
+from m6rec.assemble import open_experiment
 from m6rec.comparison import compare_run
 from m6rec.recipe import read_recipe
+from m6rec.stages import train
 
 RECIPES = sorted(
     entry.name.removesuffix(".yaml")
@@ -29,7 +30,7 @@ SMALL = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_runs_two_steps_and_answers(name, little_world, tiny_folder, tmp_path):
     words = [f"data={little_world}", f"out={tmp_path / 'run'}", f"backbone.name={tiny_folder}", "training.max_steps=2"]
-    _, result = train_run(read_recipe(name, [*words, *SMALL.get(name, [])]))
+    _, result = train(read_recipe(name, [*words, *SMALL.get(name, [])]))
     assert (result.stopped, result.steps) == ("finished", 2)
     assert all(np.isfinite(record["loss"]) for record in result.history if "loss" in record)
     experiment = open_experiment(tmp_path / "run")

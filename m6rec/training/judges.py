@@ -139,6 +139,7 @@ class Ranker(nn.Module):
         found: Floats = torch.sigmoid(self.slope * self(torch.from_numpy(numbers)) + self.offset).numpy()
         return found
 
+    @torch.enable_grad()
     def calibrate(self, logits: Tensor, labels: Tensor) -> None:
         """Fit slope and offset of a logistic curve. **Source:** Platt, Probabilistic outputs for SVMs, 1999."""
         weights = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -158,16 +159,33 @@ class Ranker(nn.Module):
 
 
 @dataclass(frozen=True)
+class Exam:
+    """What a ranker is held against: the retriever's lists on validation, and some items at random.
+
+    Args:
+        ids: ``[num_lists, 1 + depth]`` items, the target first, -1 = none.
+        retrieved: ``[num_lists, 1 + depth]`` the retriever's logits.
+        numbers: ``[num_lists, 1 + depth, num_numbers]`` the judge's.
+        random: ``[num_lists, num_random, num_numbers]`` the judge's, of random items.
+    """
+
+    ids: NDArray[np.int32]
+    retrieved: Floats
+    numbers: Floats
+    random: Floats
+
+
+@dataclass(frozen=True)
 class RankerReport:
-    """How good the ranker is on validation, in the retriever's own lists.
+    """How good the ranker is on validation.
 
     Args:
         lists: how many.
         found: share of targets that the retriever found.
-        retriever_ndcg: NDCG@10 in the retriever's order.
-        ranker_ndcg: NDCG@10 in the ranker's.
-        auc: chance that the ranker puts the target above another item of the list.
-        ece: expected calibration error of its probabilities.
+        retriever_ndcg: NDCG@10 of its lists in the retriever's order.
+        ranker_ndcg: NDCG@10 of the same lists in the ranker's.
+        auc: chance that the ranker puts the target above a random item.
+        ece: expected calibration error of its probabilities in the lists.
     """
 
     lists: int
@@ -183,36 +201,29 @@ class RankerReport:
         return self.ranker_ndcg > self.retriever_ndcg
 
 
-def examine(ranker: Ranker, retrieved: Floats, numbers: Floats, ids: NDArray[np.int32]) -> RankerReport:
+@torch.no_grad()
+def examine(ranker: Ranker, exam: Exam) -> RankerReport:
     """Hold the ranker against validation, and calibrate it there.
-
-    Args:
-        ranker: gets its slope and offset.
-        retrieved: ``[num_lists, 1 + depth]`` the retriever's logits, the target first.
-        numbers: ``[num_lists, 1 + depth, num_numbers]`` the judge's.
-        ids: ``[num_lists, 1 + depth]`` items, -1 = none.
 
     Raises:
         RunError: the ranker likes what users took *less* than what they did not: its labels are swapped.
     """
-    with torch.no_grad():
-        logits = ranker(torch.from_numpy(numbers)).numpy()
-    real = ids[:, 1:] >= 0
-    ranks = [1 + ((scores[:, 1:] > scores[:, :1]) & real).sum(1) for scores in (retrieved, logits)]
-    found = ranks[0] <= real.sum(1)
-    ndcg = [float((found * (rank <= 10) / np.log2(rank + 1)).mean()) if len(rank) else 0.0 for rank in ranks]
-    below = ((logits[:, 1:] < logits[:, :1]) & real).sum() + 0.5 * ((logits[:, 1:] == logits[:, :1]) & real).sum()
-    auc = float(below / max(1, real.sum()))
-    if len(ids) >= FEWEST_LISTS and auc < 0.5:
+    if not len(exam.ids):
+        return RankerReport(0, 0.0, 0.0, 0.0, 0.5, 0.0)
+    logits, random = ranker(torch.from_numpy(exam.numbers)).numpy(), ranker(torch.from_numpy(exam.random)).numpy()
+    auc = float((random < logits[:, :1]).mean() + 0.5 * (random == logits[:, :1]).mean())
+    if len(exam.ids) >= FEWEST_LISTS and auc < 0.5:
         raise RunError(
-            f"the ranker puts what users took below what they did not (AUC {auc:.3f} on {len(ids)} validation lists), "
+            f"the ranker puts what users took below random items (AUC {auc:.3f} on {len(exam.ids)} validation lists), "
             "expected more than .5: is its label order swapped, or was it trained on another task?"
         )
-    if not len(ids):
-        return RankerReport(0, 0.0, 0.0, 0.0, 0.5, 0.0)
-    shown = np.concatenate([np.ones((len(ids), 1), bool), real], axis=1)
-    labels = np.zeros(ids.shape, np.float32)
+    real = exam.ids[:, 1:] >= 0
+    ranks = [1 + ((scores[:, 1:] > scores[:, :1]) & real).sum(1) for scores in (exam.retrieved, logits)]
+    found = ranks[0] <= real.sum(1)
+    retriever, teacher = (float((found * (rank <= 10) / np.log2(rank + 1)).mean()) for rank in ranks)
+    # A target that the retriever did not find is no part of its list.
+    shown, labels = np.concatenate([found[:, None], real], axis=1), np.zeros(exam.ids.shape, np.float32)
     labels[:, 0] = 1
     ranker.calibrate(torch.from_numpy(logits[shown]), torch.from_numpy(labels[shown]))
-    error = ece(labels[shown], ranker.probabilities(numbers)[shown])
-    return RankerReport(len(ids), float(found.mean()), ndcg[0], ndcg[1], auc, float(error))
+    error = float(ece(labels[shown], ranker.probabilities(exam.numbers)[shown]))
+    return RankerReport(len(exam.ids), float(found.mean()), retriever, teacher, auc, error)

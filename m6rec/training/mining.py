@@ -24,12 +24,13 @@ from m6rec.indexes.shards import Shards
 from m6rec.nn.gather import num_processes
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.windows import Window, window
-from m6rec.training.judges import Judge
+from m6rec.training.judges import Exam, Judge
 from m6rec.training.lists import ListFolder, Lists
 from m6rec.training.moments import Moments, TakenItems
 
 Floats = NDArray[np.float32]
 WINDOWS_A_PART = 512
+NUM_RANDOM = 5
 
 
 class Searchable(Protocol):
@@ -132,9 +133,10 @@ class Retriever:
         logits = np.where(none, 0.0, np.multiply(scores, self.scale)).astype(np.float32)
         return Neighbours(np.where(none, -1, ids), logits)
 
-    def score(self, states: Floats, items: NDArray[np.integer]) -> Floats:
-        """Return ``[n]`` the logit of one item for each state."""
-        return np.asarray((states * self.items[np.maximum(items, 0)]).sum(1) * self.scale, dtype=np.float32)
+    def logits(self, states: Floats, items: NDArray[np.integer]) -> Floats:
+        """Return ``[n, k]`` the logits of ``items`` (``[n, k]``, -1 = none) for each state."""
+        found = np.einsum("nd,nkd->nk", states, self.items[np.maximum(items, 0)])
+        return np.asarray(found * self.scale, dtype=np.float32)
 
 
 def target_events(windows: Sequence[Window], num_items: int) -> NDArray[np.int64]:
@@ -153,7 +155,7 @@ def look(
     targets = targets.astype(np.int32)
     found = retriever.find(states, moments.users, depth, torch.from_numpy(targets))
     ids = np.concatenate([targets[:, None], found.ids.astype(np.int32)], axis=1)
-    retrieved = np.concatenate([retriever.score(states, targets)[:, None], found.scores], axis=1)
+    retrieved = np.concatenate([retriever.logits(states, targets[:, None]), found.scores], axis=1)
     numbers = judge.numbers(moments, ids, retrieved)
     return Lists(np.full(len(moments), -1, np.int64), ids, numbers, states.astype(np.float16))
 
@@ -207,14 +209,23 @@ class Miner:
 
 def validation_lists(
     retriever: Retriever, judge: Judge, queries: Queries, depth: int, at_most: int = 4000, seed: int = 0
-) -> tuple[Lists, Floats]:
-    """Return lists at a seeded sample of validation queries (the first target of each), and the retriever's logits."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(queries))[:at_most])
-    asked = queries.take(chosen)
+) -> tuple[Lists, Exam]:
+    """Return lists at a seeded sample of validation queries (the first target of each), and the ranker's exam on them.
+
+    Args:
+        retriever: finds.
+        judge: looks.
+        queries: validation's.
+        depth: items a list.
+        at_most: queries.
+        seed: of the sample, and of the random items.
+    """
+    rng = np.random.default_rng(seed)
+    asked = queries.take(np.sort(rng.permutation(len(queries))[:at_most]))
     history, segments = retriever.task.material.table.readable(asked.history)
     moments = Moments.after(history, asked.users)
-    targets = asked.targets[asked.target_offsets[:-1]]
-    states = retriever.at(moments, segments)
+    targets, states = asked.targets[asked.target_offsets[:-1]], retriever.at(moments, segments)
     lists = look(retriever, judge, moments, states, targets, depth)
-    items = retriever.items[np.maximum(lists.ids, 0)]
-    return lists, np.einsum("nd,nkd->nk", states, items).astype(np.float32) * retriever.scale
+    chance = rng.integers(len(retriever.items), size=(len(moments), NUM_RANDOM)).astype(np.int32)
+    random = judge.numbers(moments, chance, retriever.logits(states, chance))
+    return lists, Exam(lists.ids, retriever.logits(states, lists.ids), lists.numbers, random)
