@@ -15,10 +15,14 @@ __all__ = ["M6RecError", "Recommender", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Recommender", "load"):
-        from m6rec import api
+    if name == "load":
+        from m6rec.loading import load
 
-        return getattr(api, name)
+        return load
+    if name == "Recommender":
+        from m6rec.api import Recommender
+
+        return Recommender
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

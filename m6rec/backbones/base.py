@@ -132,7 +132,7 @@ class Backbone(nn.Module, ABC):
             columns: token of each point.
             head: states ``[some, hidden]`` and the numbers of their points ``[some]`` -> logits ``[some, classes]``.
         """
-        return head(self(batch)[rows, columns], torch.arange(len(rows), device=rows.device))
+        return head(self(batch)[rows, columns], torch.arange(rows.shape[0], device=rows.device))
 
     def forward(self, batch: TokenBatch, layers: Sequence[int] | None = None) -> Float[Tensor, "batch tokens hidden"]:
         """Walk over ``layers`` (default: all) under the tree mask of ``batch`` and return the normed states."""

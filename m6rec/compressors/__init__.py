@@ -6,6 +6,7 @@ COMPRESSORS = Registry(
     "compressor",
     {
         "early-exit": "m6rec.compressors.early_exit:EarlyExit",
+        "quantize": "m6rec.compressors.quantize:Quantize",
     },
     group="m6rec.compressors",
 )

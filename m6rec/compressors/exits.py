@@ -228,7 +228,8 @@ class ExitTask(WrappedTask):
                 "backbone; for retrieval set task.item_vectors=step and a tuner, or remove exits"
             )
         depths = range(1, backbone.num_layers)
-        losses = [self.inner.loss(_Replay(backbone, record.walks, depth), batch) for depth in depths] + [last]
+        views = [GivenStates(backbone, *(walk[depth - 1] for walk in record.walks)) for depth in depths]
+        losses = [*(self.inner.loss(view, batch) for view in views), last]
         weights = exit_weights(len(losses), self.config.weights)
         value = torch.stack([weight * loss.value for weight, loss in zip(weights, losses, strict=True)]).sum()
         own = {f"loss_{depth}": float(loss.value.detach()) for depth, loss in enumerate(losses, start=1)}
@@ -260,15 +261,21 @@ class _Record(WrappedBackbone):
         return self.walks[-1][-1]
 
 
-class _Replay(WrappedBackbone):
-    """A view that gives, pass after pass, what a recorded walk had at one depth."""
+class GivenStates(WrappedBackbone):
+    """A view that gives, pass after pass, states that somebody has computed.
 
-    def __init__(self, inner: Backbone, walks: Sequence[Sequence[Tensor]], depth: int) -> None:
+    Args:
+        inner: for all else.
+        states: ``[batch, tokens, hidden]`` of each pass to come.
+    """
+
+    def __init__(self, inner: Backbone, *states: Tensor) -> None:
         super().__init__(inner)
-        self._walks, self._depth = iter(walks), depth
+        self._states = iter(states)
 
     def forward(self, batch: TokenBatch, layers: Sequence[int] | None = None) -> Tensor:
-        return self.inner(batch, layers) if layers is not None else next(self._walks)[self._depth - 1]
+        """Return the next states; ``layers`` go to the inner walk."""
+        return self.inner(batch, layers) if layers is not None else next(self._states)
 
 
 def save_exits(backbone: ExitingBackbone, folder: Path) -> None:

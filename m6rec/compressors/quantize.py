@@ -1,0 +1,166 @@
+"""Export to a folder that runs without torch, its weights in eight bits. Knows neither a task's words nor a loop."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from m6rec.compressors.base import Subject
+from m6rec.compressors.cost import megabytes
+from m6rec.compressors.export import RankingGraph, check_parity, export_graph
+from m6rec.data.features import NUM_FEATURES
+from m6rec.edge.folder import GRAPH_FILE, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
+from m6rec.edge.recommender import feed
+from m6rec.errors import ConfigError, MissingExtraError, RunError
+from m6rec.tasks.ranking import Ranking
+from m6rec.tasks.trees import read_tree
+from m6rec.text.tokenize import TokenizedLayout
+
+Example = tuple[TokenizedLayout, Any]
+PACKAGES = ("m6rec", "torch", "transformers", "onnx", "onnxruntime")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """How weights and activations are rounded."""
+
+    precision: Literal["int8", "int8-static", "fp32"] = "int8"
+    """`int8`: weights once, activations at every request by their own range; `int8-static`: activations by ranges
+    measured on training requests; `fp32`: nothing, the export alone. Changes results slightly, and speed."""
+    per_channel: bool = True
+    """Whether every output of a matrix has a scale of its own. Changes results slightly."""
+    calibration: int = 32
+    """Training requests that ranges are measured on, for `int8-static`. Changes results slightly."""
+
+    def __post_init__(self) -> None:
+        if self.calibration < 1:
+            raise ConfigError(f"calibration: got {self.calibration}, expected 1 or more")
+
+
+class Quantize:
+    """Export a ranking run to ONNX with 8-bit weights: a folder that runs on numpy, onnxruntime and tokenizers.
+
+    A run with exits keeps them all: the folder answers at any depth.
+
+    Args:
+        config: precision.
+
+    Source: M6-Rec (arXiv 2205.08084), M6-Edge: 8-bit quantisation at deployment; rounding is onnxruntime's.
+    """
+
+    Config = QuantizeConfig
+
+    def __init__(self, config: QuantizeConfig | None = None) -> None:
+        self.config = config or QuantizeConfig()
+
+    def compress(self, subject: Subject, out: Path) -> dict[str, Any]:
+        """Write the edge folder.
+
+        Raises:
+            RunError: no ranking run, or the graph does not answer as the model does.
+        """
+        task = _ranking(subject)
+        examples = _examples(task, max(2, self.config.calibration))
+        graph = RankingGraph(subject.backbone.eval(), task.eval())
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as work:
+            plain = Path(work) / GRAPH_FILE
+            export_graph(graph, *max(examples, key=lambda example: len(example[1])), plain)
+            parity = check_parity(graph, plain, examples[:2])
+            self._round(plain, out / GRAPH_FILE, examples)
+            before = megabytes(plain)
+        _write_rest(subject, task, graph.depths, self.config.precision, out)
+        size = megabytes(out / GRAPH_FILE)
+        logger.info("%s: %.2f MB (%.2f MB in float32), with words and items %.2f MB", out, size, before, megabytes(out))
+        return {"graph_megabytes": size, "float32_megabytes": before, "megabytes": megabytes(out), "parity": parity}
+
+    def _round(self, plain: Path, path: Path, examples: Sequence[Example]) -> None:
+        """Write the graph in the chosen precision."""
+        if self.config.precision == "fp32":
+            shutil.copyfile(plain, path)
+            return
+        try:
+            from onnxruntime import quantization
+        except ImportError as error:
+            raise MissingExtraError("onnxruntime", "edge") from error
+        options: dict[str, Any] = {"per_channel": self.config.per_channel, "weight_type": quantization.QuantType.QInt8}
+        if self.config.precision == "int8":
+            quantization.quantize_dynamic(plain, path, extra_options={"MatMulConstBOnly": True}, **options)
+            return
+        quantization.quantize_static(
+            plain,
+            path,
+            _Reader(examples[: self.config.calibration]),
+            quant_format=quantization.QuantFormat.QDQ,
+            # Activations have no sign here: AVX512-VNNI multiplies unsigned by signed bytes.
+            activation_type=quantization.QuantType.QUInt8,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            extra_options={"MatMulConstBOnly": True},
+            **options,
+        )
+
+
+class _Reader:
+    """Requests as onnxruntime's calibration asks for them: one a call, then nothing."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._left: Iterator[Example] = iter(examples)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the next request's inputs."""
+        found = next(self._left, None)
+        return None if found is None else feed(*found)
+
+
+def _ranking(subject: Subject) -> Ranking:
+    if not isinstance(subject.task, Ranking):
+        raise RunError(f"{subject.folder} holds the task {subject.task.name!r}; only ranking runs are exported")
+    if subject.recipe.get("scenes") is not None:
+        raise RunError(f"{subject.folder} tells scenes apart, which an exported graph cannot; export another run")
+    return subject.task
+
+
+def _examples(task: Ranking, number: int) -> list[Example]:
+    """Return training requests, spread over all of them."""
+    rows = task.examples()
+    chosen = np.unique(np.linspace(0, len(rows) - 1, number).astype(int)).tolist()
+    found = [rows[row] for row in chosen]
+    return [(read_tree(row), np.asarray(row["numbers"], np.float32).reshape(-1, NUM_FEATURES)) for row in found]
+
+
+def _write_rest(subject: Subject, task: Ranking, depths: tuple[int, ...], precision: str, out: Path) -> None:
+    """Write tokenizer, items, words and, last, the card."""
+    tokenizer, config = task.tokenizer.tokenizer, task.config
+    tokenizer.backend_tokenizer.save(str(out / TOKENIZER_FILE))
+    records = [task.catalogue.record(place) for place in range(len(task.catalogue))]
+    EdgeCatalogue(records, task.item_statistics.cpu().numpy()).write(out)
+    shutil.rmtree(out / WORDS_FOLDER, ignore_errors=True)
+    for shelf in ("prompts", "data_templates"):
+        (out / WORDS_FOLDER / shelf).mkdir(parents=True)
+    prompt = task.writer.prompt.path
+    shutil.copyfile(prompt, out / WORDS_FOLDER / "prompts" / prompt.name)
+    task.renderer.save(out / WORDS_FOLDER / "data_templates" / f"{task.renderer.domain}.yaml")
+    roles = ("bos", "eos", "sep", "cls", "pad", "mask", "unk")
+    special = {role: getattr(tokenizer, f"{role}_token", None) for role in roles}
+    card = EdgeCard(
+        task=task.name,
+        domain=task.renderer.domain,
+        prompt=prompt.stem,
+        depths=depths,
+        depth=depths[-1],
+        max_tokens=task.writer.max_tokens,
+        max_events=config.max_events,
+        max_branches=config.max_branches,
+        threshold=config.threshold,
+        smoothing=config.smoothing,
+        special={role: str(token) for role, token in special.items() if token is not None},
+        precision=precision,
+    )
+    card.write(out, {name: version(name) for name in PACKAGES})

@@ -1,0 +1,1 @@
+"""Serving on small machines: an exported run through onnxruntime, without torch."""

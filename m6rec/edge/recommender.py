@@ -1,0 +1,130 @@
+"""An exported ranking run as a recommender: numpy, onnxruntime and tokenizers, no torch. Knows no training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m6rec.data.features import STATISTICS, features, statistics_of_request
+from m6rec.data.statistics import StatisticsConfig
+from m6rec.edge.folder import GRAPH_FILE, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
+from m6rec.edge.tokenizer import EdgeTokenizer
+from m6rec.errors import ConfigError, MissingExtraError, RunError
+from m6rec.requests import Event, History, Recommendation, named, read_candidate, read_events, with_record
+from m6rec.text.prompt import Candidate, Prompt, UserText
+from m6rec.text.render import Renderer
+from m6rec.text.tokenize import TextTokenizer, TokenizedLayout
+
+
+class EdgeRecommender:
+    """Ranks candidates for a history, as the run that was exported does.
+
+    Args:
+        folder: as ``m6rec compress RUN quantize`` writes it.
+        num_threads: of onnxruntime; speed only.
+
+    Attributes:
+        depth: layers that are run; set it to any of ``card.depths``.
+
+    Raises:
+        RunError: the folder is incomplete, damaged or of another version.
+        MissingExtraError: onnxruntime or tokenizers is not installed.
+    """
+
+    def __init__(self, folder: str | Path, num_threads: int = 1) -> None:
+        self.folder = Path(folder)
+        self.card = EdgeCard.read(self.folder)
+        self.depth, self.catalogue = self.card.depth, EdgeCatalogue.read(self.folder)
+        words = self.folder / WORDS_FOLDER
+        self.renderer = Renderer(str(words / "data_templates" / f"{self.card.domain}.yaml"))
+        self.prompt = Prompt(str(words / "prompts" / f"{self.card.prompt}.yaml"))
+        self.tokenizer = TextTokenizer(EdgeTokenizer(self.folder / TOKENIZER_FILE, self.card.special))
+        self._session = open_graph(self.folder / GRAPH_FILE, num_threads)
+
+    def rank(
+        self, history: History, candidates: Sequence[str | Event], depth: int | None = None
+    ) -> list[Recommendation]:
+        """Return candidates (ids, titles, or mappings of an item's fields) by the probability of a yes.
+
+        Args:
+            history: what the user did, oldest first; may be empty.
+            candidates: what to order.
+            depth: layers to run; ``None`` = the recommender's own.
+
+        Raises:
+            ConfigError: the graph has no answer at that depth.
+            DataError: an event or a candidate that cannot be read.
+        """
+        items = [read_candidate(self.catalogue, candidate) for candidate in candidates]
+        events = [with_record(self.catalogue, event) for event in read_events(history, self.catalogue)]
+        scores = self.score(events, items, self.depth if depth is None else depth)
+        order = np.argsort(-scores, kind="stable")
+        return [named(items[index][1], float(scores[index])) for index in order]
+
+    def score(
+        self, events: Sequence[Mapping[str, Any]], items: Sequence[tuple[int | None, Mapping[str, Any]]], depth: int
+    ) -> NDArray[np.float32]:
+        """Return ``[candidates]`` probabilities of a yes, in the candidates' order."""
+        config = StatisticsConfig(threshold=self.card.threshold, smoothing=self.card.smoothing)
+        numbers = statistics_of_request(self.catalogue.numbers, events, items, config)
+        given, user = features(numbers), UserText(events=events[-self.card.max_events :])
+        branches = [
+            Candidate(item=record, statistics={name: float(numbers[name][row]) for name in STATISTICS})
+            for row, (_, record) in enumerate(items)
+        ]
+        size, scores = self.card.max_branches, [np.zeros(0, np.float32)]
+        for start in range(0, len(items), size):
+            layout = self.prompt.layout(self.renderer, user, branches[start : start + size])
+            tree = self.tokenizer.layout(layout, min(self.card.max_tokens, self.prompt.budget_tokens))
+            scores.append(self.answer(tree, given[start : start + size], depth))
+        return np.concatenate(scores)
+
+    def answer(self, tree: TokenizedLayout, numbers: NDArray[np.float32], depth: int) -> NDArray[np.float32]:
+        """Return the probability of a yes of every branch of a tree, from ``depth`` layers.
+
+        Raises:
+            ConfigError: the graph has no answer at that depth.
+        """
+        if depth not in self.card.depths:
+            known = ", ".join(map(str, self.card.depths))
+            raise ConfigError(f"depth: got {depth}, expected one of {known}, at which {self.folder} can answer")
+        logits = self._session.run([f"logits_{depth}"], feed(tree, numbers), _only_what_is_asked())[0]
+        shifted = np.exp(logits - logits.max(1, keepdims=True))
+        return (shifted[:, 1] / shifted.sum(1)).astype(np.float32)
+
+
+def feed(tree: TokenizedLayout, numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Return one tree as the graph's inputs; a branch is read at its last token."""
+    ends = np.flatnonzero((tree.branches > 0) & (np.append(tree.branches[1:], -1) != tree.branches))
+    rows = {name: getattr(tree, name)[None].astype(np.int64) for name in ("ids", "positions", "blocks", "branches")}
+    return {**rows, "columns": ends.astype(np.int64), "numbers": numbers}
+
+
+def open_graph(path: Path, num_threads: int = 1) -> Any:
+    """Return an onnxruntime session over a graph.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        RunError: the file is missing or damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "edge") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors are of many classes, one a status code
+        raise RunError(f"{path} cannot be read ({error}); export the run again") from error
+
+
+def _only_what_is_asked() -> Any:
+    """Return the options that run no layer beyond the one whose answer is fetched."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return options

@@ -1,0 +1,3 @@
+from tests.tasks.conftest import make
+
+__all__ = ["make"]
