@@ -1,6 +1,5 @@
 """The command line: words in, tables and JSON out. Knows no algorithm; heavy imports wait for their command."""
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -11,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from m6rec import text_commands
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
+from m6rec.screen import HistoryOption, JsonOption, RunArgument, console, parts, read_history, write_json
 
 app = typer.Typer(
     name="m6rec",
@@ -27,14 +28,7 @@ hub_app = typer.Typer(
     no_args_is_help=True, help="Push runs to the Hugging Face Hub and pull them.", rich_markup_mode=None
 )
 app.add_typer(hub_app, name="hub")
-# Titles, paths and settings are words, never markup.
-console = Console(markup=False, emoji=False)
-
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the answer to this file as one JSON object.")]
-HistoryOption = Annotated[
-    str, typer.Option("--history", help="Titles or ids separated by ';', or a JSON/JSONL file of events.")
-]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder, or its name on the Hub: OWNER/NAME.")]
+app.add_typer(text_commands.app)
 SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
     "baselines": "m6rec.baselines:BASELINES",
@@ -145,19 +139,25 @@ def evaluate(
     from m6rec.assemble import open_experiment
     from m6rec.comparison import compare_reranked, compare_run
     from m6rec.hub.transfer import locate
+    from m6rec.measurement import measure_run, measures_itself
 
     if split not in ("valid", "test"):
         raise UnknownNameError("split", split, ("valid", "test"))
     experiment = open_experiment(locate(run), data)
     held_out: Any = split
-    compared = compare_run(experiment, held_out, _parts(baselines, ","), trials)
+    if measures_itself(experiment.task):
+        measured = measure_run(experiment, held_out)
+        console.print(measured.table())
+        write_json(json_file, measured.to_dict)
+        return
+    compared = compare_run(experiment, held_out, parts(baselines, ","), trials)
     console.print(compared.report.table())
     answer = compared.to_dict(experiment)
     if ranker:
         reranked = compare_reranked(experiment, open_experiment(locate(ranker), data), held_out)
         console.print(reranked.table())
         answer["reranked"] = reranked.to_dict()
-    _write_json(json_file, lambda: answer)
+    write_json(json_file, lambda: answer)
     if plot:
         compared.report.plot(plot)
 
@@ -173,7 +173,7 @@ def recommend(
     """Recommend items for a history: m6rec recommend RUN --history "title one; title two" -k 10."""
     from m6rec.api import load
 
-    found = load(run, ranker).recommend(_history(history), k)
+    found = load(run, ranker=ranker).recommend(read_history(history), k)
     _show_items(found, json_file)
 
 
@@ -191,8 +191,8 @@ def rank(
     from m6rec.api import load
     from m6rec.config import assign
 
-    known = assign({}, _parts(context, ";"))
-    _show_items(load(run).rank(_history(history), _parts(candidates, ";"), known), json_file)
+    known = assign({}, parts(context, ";"))
+    _show_items(load(run).rank(read_history(history), parts(candidates, ";"), known), json_file)
 
 
 @hub_app.command(name="push")
@@ -242,7 +242,7 @@ def show_prompt(
     """Print what the model sees for a user and a task, segment by segment."""
     from m6rec.inspection import prompt_table
 
-    console.print(prompt_table(data, task, user, _parts(candidates, ";"), backbone, domain))
+    console.print(prompt_table(data, task, user, parts(candidates, ";"), backbone, domain))
 
 
 @app.command(name="list")
@@ -280,39 +280,14 @@ def open_shelf(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _parts(text: str, separator: str) -> list[str]:
-    return [part.strip() for part in text.split(separator) if part.strip()]
-
-
-def _history(text: str) -> Any:
-    """Return the events of a JSON or JSONL file, or the text itself."""
-    if not text.endswith((".json", ".jsonl")):
-        return text
-    path = Path(text)
-    try:
-        content = path.read_text(encoding="utf-8")
-        if text.endswith(".jsonl"):
-            return [json.loads(line) for line in content.splitlines() if line.strip()]
-        events = json.loads(content)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error}); expected a list of events") from error
-    return events["history"] if isinstance(events, dict) and "history" in events else events
-
-
 def _show_items(found: list[Any], json_file: Path | None) -> None:
     table = Table("", "item", "id", "score", box=None, pad_edge=False)
     for place, item in enumerate(found, start=1):
         table.add_row(str(place), item.title, item.id, f"{item.score:.4f}")
     console.print(table)
-    _write_json(
+    write_json(
         json_file, lambda: {"items": [{"id": item.id, "title": item.title, "score": item.score} for item in found]}
     )
-
-
-def _write_json(path: Path | None, make: Any) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(make(), indent=1, ensure_ascii=False, default=float), encoding="utf-8")
 
 
 def _take(words: list[str], flag: str) -> str | None:

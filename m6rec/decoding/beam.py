@@ -44,7 +44,9 @@ class Beams:
         # Each beginning has few ends, so that twice as many candidates hold enough that go on.
         width = config.num_beams * (1 + len(self.opening.ends))
         best = totals.flatten().topk(min(width, totals.numel()))
-        parents, lines, scores = [], [], []
+        parents: list[int] = []
+        lines: list[Line] = []
+        scores: list[float] = []
         for rank, (score, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
             parent, token = divmod(place, totals.shape[1])
             if score == -torch.inf or len(lines) == config.num_beams:

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["ranking", "calibration", "beyond"])
+@pytest.mark.parametrize("module", ["ranking", "calibration", "beyond", "generation"])
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"m6rec.metrics.{module}"))
     assert result.attempted
