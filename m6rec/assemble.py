@@ -133,7 +133,9 @@ def train_run(
         training = training.without_evaluation()
     if _is_main_process():
         _claim(out, recipe)
-    result = train(task, experiment.backbone, training, out, resume=resume, evaluate=judge)
+    result = TrainResult.nothing()
+    if task.learns:
+        result = train(task, experiment.backbone, training, out, resume=resume, evaluate=judge)
     if not result.interrupted and _is_main_process():
         experiment.task.finish(experiment.backbone)
         write_run(experiment, result, share)

@@ -17,6 +17,7 @@ from m6rec.assemble import Experiment, data_card, versions
 from m6rec.baselines import BASELINES
 from m6rec.baselines.tuning import Tuning, fit, seeded, tune
 from m6rec.config import plain
+from m6rec.data.candidates import SampledCandidates
 from m6rec.data.histories import Queries
 from m6rec.data.sources.world import World, WorldConfig
 from m6rec.data.store import Dataset
@@ -25,9 +26,11 @@ from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.evaluation.report import Report
 from m6rec.evaluation.result import Evaluation, PairEvaluation
+from m6rec.tasks.base import Task
 from m6rec.tasks.ranking import Ranking, RankingScorer
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.zeroshot import ZeroShot, ZeroShotScorer
 
 HeldOut = Literal["valid", "test"]
 logger = logging.getLogger(__name__)
@@ -90,28 +93,40 @@ def compare_run(
     """
     _check_baselines(baselines, experiment)
     task, dataset, seed = experiment.task, experiment.dataset, experiment.recipe.seed
-    title, ceiling = f"{dataset.manifest.name}, {split}", None
+    title, oracle = f"{dataset.manifest.name}, {split}", None
     train, valid, held_out = _periods(experiment, split)
-    judge: Callable[[Any, Any], Evaluation | PairEvaluation] = partial(evaluate, seed=seed)
-    ours: Any
-    if isinstance(task, Ranking):
-        ours, judge, title = (
-            RankingScorer(task, experiment.backbone, split, name),
-            evaluate_pairs,
-            f"{title}, yes or no",
-        )
+    judge: Callable[[Any, Any], Evaluation | PairEvaluation] = evaluate_pairs
+    if _judges_pairs(task):
+        title = f"{title}, yes or no"
     else:
-        assert isinstance(task, Retrieval)
-        ours, oracle = RetrievalScorer(task, experiment.backbone, name), WorldOracle.of(dataset)
-        ceiling = judge(oracle, held_out) if oracle else None
+        rivals = SampledCandidates(task.config.candidates, seed) if isinstance(task, ZeroShot) else None
+        judge, oracle = partial(evaluate, candidates=rivals, seed=seed), WorldOracle.of(dataset)
+    ours, ceiling = _scorer(experiment, split, name), judge(oracle, held_out) if oracle else None
     search = BaselineSearch(train, valid, trials, settings or {}, seed)
     rows = [judge(scorer, held_out) for scorer in itertools.chain([ours], search.fitted(baselines))]
     return Compared(Report(rows, title=title, ours=name, ceiling=ceiling), search.tunings)
 
 
+def _judges_pairs(task: Task) -> bool:
+    """Whether what is held out are labelled pairs, and not questions to a catalogue."""
+    return isinstance(task, Ranking) or (isinstance(task, ZeroShot) and task.config.threshold is not None)
+
+
+def _scorer(experiment: Experiment, split: HeldOut, name: str) -> Any:
+    """Return the run as evaluation calls it."""
+    task, backbone = experiment.task, experiment.backbone
+    if isinstance(task, Ranking):
+        return RankingScorer(task, backbone, split, name)
+    if isinstance(task, ZeroShot):
+        return ZeroShotScorer(task, backbone, name)
+    assert isinstance(task, Retrieval)
+    return RetrievalScorer(task, backbone, name)
+
+
 def _periods(experiment: Experiment, split: HeldOut) -> tuple[Any, Any, Any]:
     """Return what is for training, for validation, and held out: events and queries, or pairs."""
-    if isinstance(task := experiment.task, Ranking):
+    task: Any = experiment.task
+    if _judges_pairs(task):
         return task.pairs("train"), task.pairs("valid"), task.pairs(split)
     histories = experiment.dataset.histories()
     return histories.before("train"), histories.queries("valid"), histories.queries(split)
@@ -153,7 +168,7 @@ class BaselineSearch:
 
 def _check_baselines(names: Sequence[str], experiment: Experiment) -> None:
     """Say what is wrong before anything is evaluated."""
-    pairs = isinstance(experiment.task, Ranking)
+    pairs = _judges_pairs(experiment.task)
     for name in names:
         if hasattr(BASELINES.load(name), "fit_pairs" if pairs else "fit"):
             continue

@@ -16,13 +16,12 @@ from m6rec.errors import DataError
 
 @runtime_checkable
 class Candidates(Protocol):
-    """Gives each query the items that compete with its targets.
+    """Gives each query the items that compete with its targets."""
 
-    Attributes:
-        name: what stands in a metric's name, as in ``ndcg@10[sampled=100]``.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """What stands in a metric's name, as in ``ndcg@10[sampled=100]``."""
+        ...
 
     def of(self, queries: Queries) -> NDArray[np.int32]:
         """Return ``[num_queries, n]`` item ids, ``-1`` where a query has fewer; a sample holds no target."""

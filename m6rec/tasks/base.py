@@ -111,6 +111,11 @@ class Task(nn.Module, ABC):
         """Whether the loss reaches the backbone; if not, it is frozen whole."""
         return True
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to learn; a task that needs nothing is ready as it is built."""
+        return True
+
     def finish(self, backbone: Backbone) -> None:
         """Compute what inference needs from the trained weights, once (default: nothing)."""
         return
@@ -191,6 +196,11 @@ class WrappedTask(Task):
     def trains_backbone(self) -> bool:
         """Whether the loss reaches the backbone."""
         return self.inner.trains_backbone
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to learn."""
+        return self.inner.learns
 
     def finish(self, backbone: Backbone) -> None:
         """Compute what inference needs from the trained weights."""

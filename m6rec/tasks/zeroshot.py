@@ -17,7 +17,7 @@ from torch import Tensor
 from m6rec.backbones.base import Backbone
 from m6rec.data.histories import Histories, Judgements, Queries, Split
 from m6rec.data.statistics import ItemStatistics
-from m6rec.errors import RunError
+from m6rec.errors import ConfigError, RunError
 from m6rec.metrics.ranking import auc
 from m6rec.tasks.base import Loss, Material, Task
 from m6rec.tasks.catalogue import Catalogue
@@ -84,7 +84,7 @@ class ZeroShot(Task):
         """Return a new task over a dataset.
 
         Raises:
-            DataError: a threshold for a log without values.
+            ConfigError: a threshold, but the domain has the same words for a no and a yes.
         """
         histories = material.dataset.histories()
         train = histories.before("train")
@@ -93,7 +93,18 @@ class ZeroShot(Task):
         task._material = material
         counted = ItemStatistics(histories, catalogue.records, split="train").items(np.arange(len(catalogue)))
         task.popularity.copy_(torch.from_numpy(counted["popularity"]))
+        if config.threshold is not None:
+            task._check_verdicts()
         return task
+
+    def _check_verdicts(self) -> None:
+        no, yes = self.sentences((None, "it"))
+        if no.answers == yes.answers:
+            raise ConfigError(
+                f"got a threshold, but a no and a yes are both told as {' '.join(yes.answers.values())!r}; set "
+                f"task.verdicts, or say the value of {self.usual.get('verb', 'an event')!r} in "
+                f"the verbs of the data template {self.renderer.domain!r}"
+            )
 
     @property
     def material(self) -> Material:

@@ -46,6 +46,11 @@ class TrainResult:
     best_step: int | None
     history: list[dict[str, Any]]
 
+    @classmethod
+    def nothing(cls) -> "TrainResult":
+        """Return what comes of a task that has nothing to learn."""
+        return cls(0, 0.0, 0.0, 0.0, "finished", None, None, [])
+
     @property
     def interrupted(self) -> bool:
         """Whether a signal ended it: the weights are those of the last step, and it can be resumed."""

@@ -36,9 +36,9 @@ LAYOUTS = [
 ]
 
 
-def at_once(backbone, tokenizer, shown: Layout) -> Likelihood:
+def at_once(backbone, tokenizer, shown: Layout, max_tokens: int = 96) -> Likelihood:
     """Score a tree in one pass, without anything kept."""
-    question = ask(tokenizer, [shown], 96)[0]
+    question = ask(tokenizer, [shown], max_tokens)[0]
     batch = collate([question.tokens], tokenizer.pad_id)
     with torch.no_grad():
         table = backbone.logits(backbone(batch)).log_softmax(-1)[0]
@@ -69,7 +69,7 @@ def test_a_trunk_read_once_equals_the_whole_tree(tiny_backbone, model_type: str,
 def test_under_a_tuner_too(tiny_backbone, name: str) -> None:
     tuned = TUNERS.load(name)().attach(tiny_backbone("gpt2"))
     tokenizer = TextTokenizer(tuned.tokenizer)
-    for own, shown in zip(likelihoods(tuned, ask(tokenizer, LAYOUTS, 80), tokenizer.pad_id), LAYOUTS, strict=True):
+    for own, shown in zip(likelihoods(tuned, ask(tokenizer, LAYOUTS, 96), tokenizer.pad_id), LAYOUTS, strict=True):
         same(own, at_once(tuned, tokenizer, shown))
 
 
