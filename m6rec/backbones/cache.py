@@ -107,6 +107,28 @@ class WholeCache(LayerCache):
         return self.kept[0].spread()
 
 
+class EnoughError(Exception):
+    """A layer has given its keys and values, and nothing else is wanted of it."""
+
+
+class KeysAlone(LayerCache):
+    """A cache that takes a layer's keys and values in and stops the layer there: its output is nobody's.
+
+    Raising is the one way out of a library's layer that all families have in common.
+    """
+
+    def update(
+        self, keys: Float[Tensor, "rows heads tokens width"], values: Float[Tensor, "rows heads tokens width"], *_: Any
+    ) -> tuple[Float[Tensor, "rows heads all width"], Float[Tensor, "rows heads all width"]]:
+        """Add keys and values, and stop.
+
+        Raises:
+            EnoughError: always.
+        """
+        self.kept = (*self.kept, Kept(keys, values))
+        raise EnoughError
+
+
 def _joined(first: Kept, second: Kept) -> Kept:
     pairs = zip(first.spread(), second.spread(), strict=True)
     keys, values = (torch.cat(pair, dim=-2) for pair in pairs)

@@ -5,6 +5,7 @@ beyond whether a trunk that has been read may still grow, and no way to choose a
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,9 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from m6rec.backbones.base import Backbone
-from m6rec.backbones.cache import LayerCache
+from m6rec.backbones.cache import EnoughError, KeysAlone, LayerCache
 from m6rec.errors import BackboneError
+from m6rec.nn import pooling
 from m6rec.text.batch import TokenBatch
+
+_FIELDS = ("ids", "keep", "positions", "blocks", "branches")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def read(
     steps = tuple(range(backbone.num_layers) if layers is None else layers)
     past = Past(whole, whole.ids.shape[1] - batch.ids.shape[1], steps, tuple(LayerCache() for _ in steps))
     states = _walk(backbone, whole, backbone.mask(whole), past, hidden)
-    return states[:, past.lead :], past
+    return backbone.norm(states)[:, past.lead :], past
 
 
 def read_on(
@@ -117,6 +121,57 @@ def read_on(
     Raises:
         BackboneError: another number of rows, or tokens that something read before would have had to see.
     """
+    states, grown = _walk_on(backbone, past, batch, hidden)
+    return backbone.norm(states), grown
+
+
+def read_ends(
+    backbone: Backbone,
+    past: Past,
+    batch: TokenBatch,
+    ends: Int[Tensor, "batch points"],
+    hidden: Float[Tensor, "batch tokens hidden"] | None = None,
+) -> Float[Tensor, "batch points hidden"]:
+    """Return the states of new branches' last tokens alone, equal to :func:`read_on`'s, for less.
+
+    In the last layer all others are keys and values and no more: of a candidate that is read by its ``[EOS]``, its
+    feed-forward and most of its attention run on one token.
+
+    Args:
+        backbone: the one that has read ``past``.
+        past: what was read, one row a row of ``batch``, and something of it.
+        batch: new tokens alone, as in :func:`read_on`.
+        ends: column of each branch's last token in ``batch``; ``-1`` = none (its state means nothing).
+        hidden: states that enter the first layer of the walk; ``None`` = embed.
+
+    Raises:
+        BackboneError: as :func:`read_on`.
+    """
+    wanted = ends.clamp(min=0)
+    if not past.layers:
+        return pooling.at(read_on(backbone, past, batch, hidden)[0], wanted)
+    *lower, last = past.layers
+    states, grown = _walk_on(backbone, replace(past, layers=tuple(lower), caches=past.caches[:-1]), batch, hidden)
+    since, top = past.tokens.ids.shape[1], past.caches[-1]
+    new = _columns(grown.tokens, since)
+    keys = KeysAlone(top.kept, past.tokens.positions, top.source)
+    with suppress(EnoughError):
+        backbone.layer(last, states, backbone.mask(grown.tokens, since), new.positions, keys)
+    # An end stands behind the others once more, to ask; where it stood before, nobody may see it.
+    order = torch.arange(new.ids.shape[1], device=ends.device)
+    others = replace(new, keep=new.keep & ~(order == ends.unsqueeze(-1)).any(1))
+    points = TokenBatch(**{name: getattr(new, name).gather(1, wanted) for name in _FIELDS})
+    before = _joined(past.tokens, others)
+    whole = _joined(before, replace(points, keep=points.keep & (ends >= 0)))
+    cache = LayerCache(keys.kept, before.positions, keys.source)
+    mask = backbone.mask(whole, since=before.ids.shape[1])
+    return backbone.norm(backbone.layer(last, pooling.at(states, wanted), mask, points.positions, cache))
+
+
+def _walk_on(
+    backbone: Backbone, past: Past, batch: TokenBatch, hidden: Float[Tensor, "batch tokens hidden"] | None
+) -> tuple[Float[Tensor, "batch tokens hidden"], Past]:
+    """Return the states of new tokens before the norm, and the past with them."""
     _check(backbone, past, batch)
     new = replace(batch, positions=batch.positions + past.lead, segments=None)
     whole = _joined(past.tokens, new)
@@ -132,16 +187,19 @@ def _walk(
     past: Past,
     hidden: Float[Tensor, "batch tokens hidden"] | None,
 ) -> Float[Tensor, "batch tokens hidden"]:
-    """Walk over new tokens; the caches of ``past`` take their keys and values in."""
+    """Walk over new tokens, up to the norm; the caches of ``past`` take their keys and values in."""
     states = backbone.embed(new.ids, new.positions) if hidden is None else hidden
     for index, cache in zip(past.layers, past.caches, strict=True):
         states = backbone.layer(index, states, mask, new.positions, cache)
-    return backbone.norm(states)
+    return states
 
 
 def _joined(first: TokenBatch, second: TokenBatch) -> TokenBatch:
-    names = ("ids", "keep", "positions", "blocks", "branches")
-    return TokenBatch(**{name: torch.cat([getattr(first, name), getattr(second, name)], dim=1) for name in names})
+    return TokenBatch(**{name: torch.cat([getattr(first, name), getattr(second, name)], dim=1) for name in _FIELDS})
+
+
+def _columns(tokens: TokenBatch, since: int) -> TokenBatch:
+    return TokenBatch(**{name: getattr(tokens, name)[:, since:] for name in _FIELDS})
 
 
 def _check(backbone: Backbone, past: Past, batch: TokenBatch) -> None:

@@ -5,20 +5,20 @@ This module knows no task: whatever scores by ``backbone(batch)`` is served unch
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from m6rec.backbones.base import Backbone, WrappedBackbone
-from m6rec.backbones.past import Past, read, read_on
+from m6rec.backbones.base import Backbone, Head, WrappedBackbone
+from m6rec.backbones.past import Past, read, read_ends, read_on
 from m6rec.errors import CacheError
 from m6rec.late_interaction.backbone import LateBackbone
 from m6rec.late_interaction.cache import SegmentCache, States, segment_key
-from m6rec.late_interaction.segments import SegmentTable
+from m6rec.late_interaction.packs import Packs, pack
+from m6rec.late_interaction.segments import Junction, SegmentTable
 from m6rec.text.batch import TokenBatch, branch_ends
 
 
@@ -32,45 +32,6 @@ def version_of(backbone: LateBackbone) -> str:
     return f"{weights}/{tuned}/{backbone.num_alone}/{backbone.what_goes_on}"
 
 
-@dataclass(frozen=True)
-class Branches:
-    """The branches of a batch, each as a row of its own.
-
-    Args:
-        rows: ``[branches]`` row of the batch.
-        columns: ``[branches, longest]`` their columns there.
-        keep: ``[branches, longest]`` ``False`` behind a branch's end.
-    """
-
-    rows: Int[Tensor, " branches"]
-    columns: Int[Tensor, "branches longest"]
-    keep: Bool[Tensor, "branches longest"]
-
-    @staticmethod
-    def of(tokens: TokenBatch) -> "Branches":
-        """Find every branch; rows in order, and within a row as they stand."""
-        rows, ends = branch_ends(tokens)
-        in_branch = tokens.keep & (tokens.branches > 0)
-        before = torch.cat([torch.zeros_like(tokens.branches[:, :1]), tokens.branches[:, :-1]], dim=1)
-        starts = (in_branch & (tokens.branches != before)).nonzero()[:, 1]
-        longest = int((ends - starts).max()) + 1 if len(rows) else 0
-        columns = starts[:, None] + torch.arange(longest, device=rows.device)
-        keep = columns <= ends[:, None]
-        return Branches(rows, torch.where(keep, columns, ends[:, None]), keep)
-
-    def slice(self, start: int, stop: int) -> "Branches":
-        """Return some of them, no wider than they need."""
-        keep = self.keep[start:stop]
-        longest = int(keep.sum(1).max())
-        return Branches(self.rows[start:stop], self.columns[start:stop, :longest], keep[:, :longest])
-
-    def tokens(self, batch: TokenBatch, lead: int) -> TokenBatch:
-        """Return them as new tokens of the trees that ``lead`` virtual tokens stand before."""
-        names = ("ids", "positions", "blocks", "branches")
-        fields = {name: getattr(batch, name)[self.rows[:, None], self.columns] for name in names}
-        return TokenBatch(**{**fields, "positions": fields["positions"] - lead, "keep": self.keep})
-
-
 class LateScorer(WrappedBackbone):
     """Scores candidates with the lower layers cached by segment and the trunk's joint layers run once.
 
@@ -81,7 +42,7 @@ class LateScorer(WrappedBackbone):
     Args:
         inner: trained; changing its weights afterwards wants a new scorer.
         cache: shared with others of the same version; ``None`` = one of its own.
-        num_trunks: how many users' trunks are kept read, for a request that comes in pieces or comes again.
+        num_trunks: how many users' trunks are kept read, for a request that comes in pieces or comes again; 0 = none.
         branches_at_once: most candidates in one pass; speed and memory only.
 
     Source: M6-Rec (arXiv 2205.08084), section on late interaction; PreTTR (arXiv 2004.14255) for the split.
@@ -122,10 +83,50 @@ class LateScorer(WrappedBackbone):
         if layers is not None:  # a part of the walk: nothing that is cached is of it
             states: Tensor = self.inner(batch, layers)
             return states
+        junction, hidden, lead = self._join(batch)
+        tokens, states = junction.tokens, torch.zeros_like(hidden)
+        trunks, past = self._read_trunks(tokens, hidden, lead)
+        states[:, lead : lead + trunks.shape[1]] = trunks
+        for some in self._slices(pack(tokens)):
+            new, entering = some.tokens(tokens, lead), hidden[some.rows[:, None], some.columns]
+            found, _ = read_on(self.inner.inner, past.take(some.rows), new, entering)
+            states[some.rows[:, None].expand_as(some.keep)[some.keep], some.columns[some.keep]] = found[some.keep]
+        return junction.spread(states)[:, lead:]
+
+    @torch.no_grad()
+    def classify(
+        self, batch: TokenBatch, rows: Int[Tensor, " points"], columns: Int[Tensor, " points"], head: Head
+    ) -> Float[Tensor, "points classes"]:
+        """Return ``head`` of the states at some points; where they are the branches' ends, nothing else is computed."""
+        ends = branch_ends(batch)
+        if not len(rows) or not (torch.equal(rows, ends[0]) and torch.equal(columns, ends[1])):
+            return super().classify(batch, rows, columns, head)
+        return head(self.ends(batch), torch.arange(len(rows), device=rows.device))
+
+    @torch.no_grad()
+    def ends(self, batch: TokenBatch) -> Float[Tensor, "branches hidden"]:
+        """Return the state of every branch's last token, row by row and branch by branch."""
+        junction, hidden, lead = self._join(batch)
+        tokens = junction.tokens
+        _, past = self._read_trunks(tokens, hidden, lead)
+        found = [hidden.new_zeros(0, hidden.shape[-1])]
+        for some in self._slices(pack(tokens)):
+            new, entering = some.tokens(tokens, lead), hidden[some.rows[:, None], some.columns]
+            states = read_ends(self.inner.inner, past.take(some.rows), new, some.ends, entering)
+            found.append(states[some.ends >= 0])
+        return torch.cat(found)
+
+    def _join(self, batch: TokenBatch) -> tuple[Junction, Float[Tensor, "batch columns hidden"], int]:
+        """Return where the vectors stand, the states that enter the joint layers, and how many are virtual tokens'."""
         whole, segments = self.inner.cut(batch)
-        lead = whole.ids.shape[1] - batch.ids.shape[1]
         junction, hidden = self.inner.join(whole, segments, self.vectors(segments.table))
-        return junction.spread(self._together(junction.tokens, hidden, lead))[:, lead:]
+        return junction, hidden, whole.ids.shape[1] - batch.ids.shape[1]
+
+    def _slices(self, packs: Packs) -> Iterator[Packs]:
+        """Yield packs of at most ``branches_at_once`` branches together, but one at least."""
+        step = max(1, self.branches_at_once // max(1, packs.ends.shape[1]))
+        for start in range(0, len(packs.rows), step):
+            yield packs.slice(start, start + step)
 
     def vectors(self, table: SegmentTable) -> Float[Tensor, "segments vectors hidden"]:
         """Return what each segment hands on: from the cache, or read now and kept."""
@@ -149,45 +150,26 @@ class LateScorer(WrappedBackbone):
             found |= fresh | self.cache.put_many({key: fresh[key] for key in cached if key in fresh})
         return [found[key] for key in keys]
 
-    def _together(
-        self, tokens: TokenBatch, hidden: Float[Tensor, "batch columns hidden"], lead: int
-    ) -> Float[Tensor, "batch columns hidden"]:
-        """Run the joint layers: the trunks, then all branches over what these have left."""
-        width = max(lead, int((tokens.keep & (tokens.branches == 0)).sum(1).max()))
-        states = torch.zeros_like(hidden)
-        past = None
-        if width:
-            states[:, lead:width], past = self._read_trunks(tokens, hidden[:, :width], lead)
-        every = Branches.of(tokens)
-        for start in range(0, len(every.rows), self.branches_at_once):
-            some = every.slice(start, start + self.branches_at_once)
-            new, entering = some.tokens(tokens, lead), hidden[some.rows[:, None], some.columns]
-            if past is None:
-                found, _ = read(self.inner.inner, new, entering, self._walk)
-            else:
-                found, _ = read_on(self.inner.inner, past.take(some.rows), new, entering)
-            states[some.rows[:, None].expand_as(some.keep)[some.keep], some.columns[some.keep]] = found[some.keep]
-        return states
-
-    @property
-    def _walk(self) -> range:
-        return range(self.inner.num_alone, self.num_layers)
-
     def _read_trunks(
-        self, tokens: TokenBatch, hidden: Float[Tensor, "batch trunk hidden"], lead: int
-    ) -> tuple[Float[Tensor, "batch own hidden"], Past]:
+        self, tokens: TokenBatch, hidden: Float[Tensor, "batch columns hidden"], lead: int
+    ) -> tuple[Float[Tensor, "batch trunk hidden"], Past]:
         """Read the trunks of a batch, or recall that of a single request."""
-        fields = {name: value[:, lead : hidden.shape[1]] for name, value in vars(tokens).items() if value is not None}
-        fields["keep"] = fields["keep"] & (fields["branches"] == 0)
-        trunk = replace(TokenBatch(**fields), positions=fields["positions"] - lead)
-        if trunk.size != 1:
-            return read(self.inner.inner, trunk, hidden, self._walk)
-        key = _digest(hidden.float(), trunk.blocks, trunk.positions, trunk.keep)
+        in_trunk = tokens.keep & (tokens.branches == 0)
+        # A hidden column stands for a trunk where no row has one.
+        width = max(lead + 1, int(in_trunk.sum(1).max()))
+        fields = {name: value[:, lead:width] for name, value in vars(tokens).items() if value is not None}
+        fields |= {"keep": in_trunk[:, lead:width], "positions": fields["positions"] - lead}
+        fields["branches"] = torch.zeros_like(fields["branches"])
+        trunk, entering = TokenBatch(**fields), hidden[:, :width]
+        walk = range(self.inner.num_alone, self.num_layers)
+        if trunk.size != 1 or not self.num_trunks:
+            return read(self.inner.inner, trunk, entering, walk)
+        key = _digest(entering.float(), trunk.blocks, trunk.positions, trunk.keep)
         if key not in self._trunks:
-            self._trunks[key] = read(self.inner.inner, trunk, hidden, self._walk)
+            self._trunks[key] = read(self.inner.inner, trunk, entering, walk)
+            while len(self._trunks) > self.num_trunks:
+                self._trunks.popitem(last=False)
         self._trunks.move_to_end(key)
-        while len(self._trunks) > max(1, self.num_trunks):
-            self._trunks.popitem(last=False)
         return self._trunks[key]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from m6rec.backbones.base import Backbone
-from m6rec.backbones.past import Past, read, read_on
+from m6rec.backbones.past import Past, read, read_ends, read_on
 from m6rec.errors import BackboneError
 from m6rec.text.batch import TokenBatch
 from m6rec.tuners import TUNERS
@@ -195,3 +195,43 @@ def test_other_rows_than_were_read_are_refused(tiny_backbone) -> None:
 def test_a_convolution_is_refused(tiny_backbone) -> None:
     with pytest.raises(BackboneError, match="read every sequence whole"):
         read(tiny_backbone("nextitnet"), plain_batch(TRUNK))
+
+
+def ends_of(backbone: Backbone, batch: TokenBatch, since: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return every branch's last state from reading on, and from reading for the ends alone."""
+    _, past = read(backbone, columns(batch, 0, since))
+    new = columns(batch, since)
+    last = [[c for c in range(new.ids.shape[1]) if _ends(new, row, c)] for row in range(new.size)]
+    ends = torch.tensor([row + [-1] * (max(map(len, last)) - len(row)) for row in last])
+    states, _ = read_on(backbone, past, new)
+    expected = states.gather(1, ends.clamp(min=0)[..., None].expand(-1, -1, states.shape[-1]))
+    return read_ends(backbone, past, new, ends)[ends >= 0], expected[ends >= 0]
+
+
+def _ends(batch: TokenBatch, row: int, column: int) -> bool:
+    after = column + 1 == batch.ids.shape[1] or batch.branches[row, column + 1] != batch.branches[row, column]
+    return bool(batch.keep[row, column] and (after or not batch.keep[row, column + 1]))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_ends_of_branches_alone(tiny_backbone, model_type: str, attention: str) -> None:
+    backbone = tiny_backbone(model_type, attention)
+    close(*ends_of(backbone, tree_batch(TRUNK, BLOCKS, BRANCHES), 6))
+    close(*ends_of(backbone, ragged(), 6))
+
+
+@pytest.mark.parametrize("name", ["lora", "prefix", "p-tuning", "option-adapter", "peterrec"])
+@pytest.mark.parametrize("model_type", ["bert", "qwen3"])
+def test_the_ends_of_branches_alone_under_tuners(tiny_backbone, name: str, model_type: str) -> None:
+    close(*ends_of(TUNERS.load(name)().attach(tiny_backbone(model_type)), tree_batch(TRUNK, BLOCKS, BRANCHES), 6))
+
+
+def test_at_the_last_layer_the_others_are_keys_and_no_more(tiny_backbone, monkeypatch) -> None:
+    backbone, sizes = tiny_backbone("gpt2"), []
+    _, past = read(backbone, plain_batch(TRUNK))
+    feed = backbone.model.transformer.h[-1].mlp
+    monkeypatch.setattr(feed, "forward", lambda states, run=feed.forward: sizes.append(states.shape[1]) or run(states))
+    new = columns(tree_batch(TRUNK, BLOCKS, BRANCHES), 6)
+    read_ends(backbone, past, new, torch.tensor([[2, 4]]))
+    assert sizes == [2]

@@ -7,6 +7,7 @@ from m6rec.errors import BackboneError, CacheError
 from m6rec.late_interaction.backbone import LateBackbone
 from m6rec.late_interaction.cache import CacheConfig, SegmentCache
 from m6rec.late_interaction.scorer import LateScorer, version_of
+from m6rec.text.batch import branch_ends
 from m6rec.tuners import TUNERS
 from tests.contracts.backbone_contract import close
 from tests.late_interaction.trees import BRANCHES, CASES, FAMILIES, TRUNK, batch, late, layout
@@ -21,8 +22,11 @@ def _no_gradients():
 
 
 def equal(scorer: LateScorer, *layouts) -> None:
+    """Hold all states, and those of the branches' ends alone, against the backbone's."""
     tree = batch(*layouts)
-    close(scorer(tree)[tree.keep], scorer.inner(tree)[tree.keep])
+    states = scorer.inner(tree)
+    close(scorer(tree)[tree.keep], states[tree.keep])
+    close(scorer.ends(tree), states[branch_ends(tree)])
 
 
 @pytest.mark.parametrize(("granularity", "vectors"), [("token", 1), ("pooled", 1), ("pooled", 2)])
@@ -45,10 +49,11 @@ def test_under_every_tuner(tiny_backbone, name: str, model_type: str) -> None:
     equal(scorer, layout())
 
 
+@pytest.mark.parametrize("pack_tokens", [1, 14])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_candidates_in_slices_equal_candidates_at_once(tiny_backbone, model_type: str) -> None:
-    whole, sliced = (LateScorer(late(tiny_backbone(model_type), 1), branches_at_once=size) for size in (128, 2))
-    close(whole(batch()), sliced(batch()))
+def test_candidates_in_slices_and_packs(tiny_backbone, monkeypatch, model_type: str, pack_tokens: int) -> None:
+    monkeypatch.setattr("m6rec.late_interaction.packs.PACK_TOKENS", pack_tokens)
+    equal(LateScorer(late(tiny_backbone(model_type), 1), branches_at_once=2), *ROWS, layout())
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5"])
@@ -67,6 +72,20 @@ def test_a_history_of_one_event_and_of_none(tiny_backbone) -> None:
     scorer = LateScorer(late(tiny_backbone("bert"), 1))
     equal(scorer, layout(TRUNK[:1], [(0, segments) for _, segments in BRANCHES]))
     equal(scorer, layout([(0, [7]), (1, [8, 9])], [(1, segments) for _, segments in BRANCHES]))
+
+
+def test_tasks_are_answered_by_the_ends_alone(tiny_backbone, monkeypatch) -> None:
+    scorer, tree = LateScorer(late(tiny_backbone("bert"), 1)), batch(*ROWS)
+    rows, columns = branch_ends(tree)
+    expected = scorer.inner(tree)[rows, columns]
+    close(scorer.classify(tree, rows, columns, lambda states, points: states + points[:, None]),
+          expected + torch.arange(len(rows))[:, None])  # fmt: skip
+    close(
+        scorer.classify(tree, rows[:1], columns[:1] - 1, lambda states, _: states),
+        scorer.inner(tree)[0, columns[:1] - 1],
+    )
+    monkeypatch.setattr(LateScorer, "forward", lambda *_: pytest.fail("all states were computed"))
+    scorer.classify(tree, rows, columns, lambda states, _: states)
 
 
 def test_no_candidates_and_ten_thousand(tiny_backbone) -> None:
