@@ -96,8 +96,7 @@ def _train_in_stages(recipe: Recipe, config: DenseConfig, resume: bool) -> tuple
         if done is not None and done[1].interrupted:
             return done
     teachers = open_teachers(first, recipe, folder)
-    mine = Miner(teachers.retriever, teachers.judge, config.hard.depth).mine
-    lists = _stage("3-lists", lambda: mine(folder / "3-lists"))
+    lists = _stage("3-lists", lambda: mine(teachers, config.hard, folder / "3-lists"))
     pseudo = None
     if config.pseudo.share:
         second, only = folder / "4-denoised", _denoised(config)
@@ -197,6 +196,11 @@ def _judge(experiment: Experiment, ranker: str | None) -> Judge:
     return CrossJudge(found.task, found.backbone)
 
 
+def mine(teachers: Teachers, config: HardConfig, folder: Path) -> Lists:
+    """Return what ``teachers`` find and judge at every training position; ``folder`` keeps it."""
+    return Miner(teachers.retriever, teachers.judge, config.depth).mine(folder)
+
+
 def label(teachers: Teachers, config: DenseConfig, seed: int) -> PseudoLabels:
     """Return the pseudo labels that ``teachers`` give."""
     return pseudo_label(
@@ -231,8 +235,8 @@ def taught(
     ranker = Ranker(teachers.judge.start)
     ranker.load_state_dict(teachers.ranker.state_dict())
 
-    def mine(epoch: int) -> Lists:
+    def anew(epoch: int) -> Lists:
         retriever = Retriever(task, experiment.backbone, config.hard.index)
         return Miner(retriever, teachers.judge, config.hard.depth, f"epoch {epoch}").mine(folder / f"lists-{epoch}")
 
-    return DenseRetrieval(task, config, Lessons(lists, ranker, items, pseudo, mine))
+    return DenseRetrieval(task, config, Lessons(lists, ranker, items, pseudo, anew))
