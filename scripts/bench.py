@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from benches.harness import Bench
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from m6rec.assemble import versions
@@ -68,7 +69,7 @@ def run(words: argparse.Namespace, work: Path) -> None:
     }
     table = Table("figure", "value", box=None, title=words.name, title_justify="left")
     for name, value in result["figures"].items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(escape(name), f"{value:.4f}")
     Console().print(table)
     if words.json:
         words.json.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,8 @@ NEEDS_DATA = [
     "new-items-beauty",
     "nextitnet",
     "tuners",
+    "zeroshot",
+    "fewshot",
     "rocketqa",
 ]
 needs_minilm = pytest.mark.skipif(

@@ -21,6 +21,7 @@ from m6rec.data.sources.base import Source
 from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError
 from m6rec.recipe import read_recipe
+from m6rec.runs import CARD_FILE
 
 console = Console(stderr=True)
 # Counting baselines are searched in seconds; SASRec's default is the outcome of a search on Beauty's validation.
@@ -82,7 +83,7 @@ class Bench:
         """Train a recipe on a dataset."""
         out = self.work / f"{name}-{seed}"
         quick = ["training.max_steps=4", "task.item_layers=1", "task.item_tokens=12"] if self.quick else []
-        if recipe == "ranking":
+        if not recipe.startswith("retrieval"):
             quick = quick[:1]
         chosen = read_recipe(recipe, [f"data={dataset.folder}", f"out={out}", f"seed={seed}", *words, *quick])
         experiment, result = train_run(chosen)
@@ -93,6 +94,14 @@ class Bench:
             {"run": out.name, "cpu_seconds": result.cpu_seconds, "epochs": result.epochs, "best_step": result.best_step}
         )
         return experiment
+
+    def pretrain(self, dataset: Dataset, name: str, seed: int, words: Sequence[str] = ()) -> str:
+        """Return the folder of a small language model of a dataset's text; one that lies in ``--work`` is taken up."""
+        out = self.work / f"{name}-{seed}"
+        if not (out / CARD_FILE).is_file():
+            small = ["backbone.shape.hidden_size=64", "backbone.shape.num_layers=2"] if self.quick else []
+            self.train("pretrain-small", dataset, name, seed, [*words, *small])
+        return str(out)
 
     def compare(
         self,
