@@ -108,6 +108,7 @@ def train(
 ) -> None:
     """Train a recipe on a dataset folder: m6rec train retrieval data=DIR out=RUN."""
     from m6rec.recipe import read_recipe
+    from m6rec.stages import report
     from m6rec.stages import train as train_recipe
 
     chosen = read_recipe(recipe, settings or [])
@@ -115,6 +116,8 @@ def train(
     if result.interrupted:
         console.print(f"interrupted at step {result.steps}; go on with --resume")
         return
+    if chosen.dense is not None:
+        console.print(report(chosen.out))
     console.print(
         f"{chosen.out}: {result.steps} steps, {result.epochs:.1f} epochs, "
         f"{result.seconds:.0f} s ({result.cpu_seconds:.0f} CPU-s)",

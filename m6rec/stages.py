@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from rich.table import Table
 
 from m6rec.assemble import Experiment, open_experiment, train_run
 from m6rec.errors import ConfigError, RunError
 from m6rec.recipe import Recipe
-from m6rec.runs import CARD_FILE
+from m6rec.runs import CARD_FILE, read_card
 from m6rec.tasks.base import Task
 from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.retrieval import Retrieval
@@ -142,6 +143,32 @@ def _stage(name: str, run: Callable[[], Any]) -> Any:
 
 def _started(out: Path) -> bool:
     return any((out / "checkpoints").glob("*"))
+
+
+def report(out: str | Path) -> Table:
+    """Return what each stage of a run came to, as a table: steps, CPU time and validation's figures."""
+    folder = Path(out) / FOLDER
+    table = Table("stage", "steps", "CPU-s", "validation", box=None, pad_edge=False)
+    for run in (*sorted(folder.glob("[0-9]-*")), Path(out)):
+        if (run / CARD_FILE).is_file():
+            card = read_card(run)
+            figure = f"NDCG@10 {best:.4f} (learnt score)" if (best := _best(run)) is not None else ""
+            name = "out" if run == Path(out) else run.name
+            table.add_row(name, str(card["steps"]), f"{card['cpu_seconds']:.0f}", figure)
+        for path in sorted(run.glob("*.json")) if run.name == "2-ranker" else ():
+            exam = json.loads(path.read_text(encoding="utf-8"))
+            orders = f"NDCG@10 {exam['ranker_ndcg']:.4f} in its order, {exam['retriever_ndcg']:.4f} in the retriever's"
+            table.add_row(f"2-ranker on {path.stem}", "", "", f"{orders}; AUC {exam['auc']:.3f}, ECE {exam['ece']:.4f}")
+        if run.name == "3-lists":
+            table.add_row(run.name, "", "", f"{len(list(run.glob('part-*')))} parts")
+    return table
+
+
+def _best(run: Path) -> float | None:
+    """Return the best NDCG@10 that a run's log tells of."""
+    lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = [line["evaluation"]["ndcg@10"] for line in lines if "ndcg@10" in line.get("evaluation", {})]
+    return max(found, default=None)
 
 
 def _alone(experiment: Experiment, config: DenseConfig) -> Task:

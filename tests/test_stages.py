@@ -45,6 +45,13 @@ def test_every_stage_leaves_what_it_made(finished):
     assert (made / "3-lists" / "part-00000.safetensors").is_file()
 
 
+def test_the_report_has_a_row_a_stage(finished):
+    table = stages.report(finished)
+    names = ["1-retriever", "2-ranker on 1-retriever", "2-ranker on 4-denoised", "3-lists", "4-denoised", "out"]
+    assert list(table.columns[0].cells) == names
+    assert "learnt score" in list(table.columns[3].cells)[-1]
+
+
 def test_the_last_stage_is_a_run_like_any_other(finished):
     recommender = api.load(finished)
     titles = [record["title"] for record in recommender.run.task.catalogue.records[:2]]

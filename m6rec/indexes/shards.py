@@ -3,6 +3,7 @@
 Knows no search method: every shard is an index of the shelf, and can be opened as one.
 """
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -34,12 +35,16 @@ class Shards:
         dim: int,
         index: str = "faiss",
     ) -> "Shards":
-        """Write each part (ids, vectors) as a shard; parts may come from a stream, and their ids must be disjoint.
+        """Write each part (ids, vectors) as a shard, in place of those that are there.
+
+        Parts may come from a stream; their ids must be disjoint.
 
         Raises:
             DataError: two parts hold one id, or a part is no index.
         """
         shards, met = cls(folder, dim, index), np.empty(0, np.int64)
+        for former in shards.folder.glob("shard-*"):
+            shutil.rmtree(former)
         for number, (ids, vectors) in enumerate(parts):
             if len(twice := np.intersect1d(met, ids)):
                 raise DataError(f"shard {number} holds ids of earlier ones: {twice[:5].tolist()}; keep shards disjoint")

@@ -70,7 +70,10 @@ class Retriever:
         places, dim = np.flatnonzero(self.task.catalogue.offered), self.items.shape[1]
         if shards > 1 and folder is not None:
             parts = ((part, self.items[part]) for part in np.array_split(places, shards))
-            return Shards.write(folder, parts, dim, name)
+            if _rank() == 0:
+                Shards.write(folder, parts, dim, name)
+            _wait()
+            return Shards(folder, dim, name)
         index: Any = INDEXES.load(name)(dim=dim)
         index.add(places, self.items[places])
         return index
@@ -139,6 +142,16 @@ class Retriever:
         return np.asarray(found * self.scale, dtype=np.float32)
 
 
+def _rank() -> int:
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+def _wait() -> None:
+    """Wait until every process is here."""
+    if num_processes() > 1:
+        dist.barrier()
+
+
 def target_events(windows: Sequence[Window], num_items: int) -> NDArray[np.int64]:
     """Return the event number of every target of some windows, in the order in which a task reads them; -1 = pseudo."""
     found = []
@@ -192,9 +205,8 @@ class Miner:
             "windows": len(windows),
         }
         lists = ListFolder(folder, key, parts)
-        lists.fill(self._part, dist.get_rank() if num_processes() > 1 else 0, num_processes())
-        if num_processes() > 1:
-            dist.barrier()
+        lists.fill(self._part, _rank(), num_processes())
+        _wait()
         return lists.read()
 
     def _part(self, number: int) -> Lists:

@@ -1,5 +1,7 @@
 """Shards searched and merged are the unsharded index."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def vectors(count, seed=0):
 
 def parts(ids, rows, sizes):
     starts = np.cumsum([0, *sizes])
-    return [(ids[a:b], rows[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [(ids[a:b], rows[a:b]) for a, b in itertools.pairwise(starts)]
 
 
 @pytest.mark.parametrize(("name", "whole"), [("exact", ExactIndex), ("faiss", FaissIndex)])
@@ -31,6 +33,14 @@ def test_shards_equal_the_whole(tmp_path, name, whole):
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
     # A shard with fewer vectors than are asked for fills up with none; they come last.
     assert (shards.search(queries, 250).ids[:, 200:] == -1).all()
+
+
+def test_former_shards_are_gone(tmp_path):
+    ids, rows = np.arange(6), vectors(6)
+    for sizes in ([2, 2, 2], [6]):
+        shards = Shards.write(tmp_path, parts(ids, rows, sizes), 12, "exact")
+    assert sorted(shards.search(rows[:1], 12).ids[0][:6].tolist()) == ids.tolist()
+    assert (shards.search(rows[:1], 12).ids[0][6:] == -1).all()
 
 
 def test_equal_scores_come_by_id(tmp_path):
