@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Before anything of ours is imported: every jaxtyping signature of these packages is then checked at each call.
-install_import_hook(["m6rec.nn", "m6rec.backbones", "m6rec.tuners", "m6rec.late_interaction", "m6rec.text.batch"], "beartype.beartype")
+install_import_hook(
+    ["m6rec.nn", "m6rec.backbones", "m6rec.tuners", "m6rec.late_interaction", "m6rec.text.batch"], "beartype.beartype"
+)
 
 WORDS = """the user clicked bought watched a product named red blue green soft warm winter summer shirt shoes book
 film comedy drama lamp chair phone case ##s ##ed ##ing in at for with and then now ten hours ago is recommended"""
@@ -146,6 +148,35 @@ def _trained(task: str, shop: Path, tiny_folder: Path, tmp_path_factory: pytest.
     out = tmp_path_factory.mktemp("runs") / task
     train_run(read_recipe(task, [f"data={shop}", f"out={out}", f"backbone.name={tiny_folder}", *SMALL[task]]))
     return out
+
+
+# Words that make `pretrain-small` small enough for a test.
+PRETRAINED = [
+    "backbone.shape.vocabulary=500",
+    "backbone.shape.hidden_size=32",
+    "backbone.shape.num_layers=2",
+    "backbone.shape.feed_forward=64",
+    "task.row_tokens=96",
+    "training.batch_size=8",
+    "training.lr=1e-2",
+]
+
+
+@pytest.fixture(scope="session")
+def pretrained(little_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return ``run(model_type)``: a tiny ``llama``, ``bert`` or ``t5`` pretrained on the little world; read only."""
+
+    @cache
+    def run(model_type: str) -> Path:
+        from m6rec.assemble import train_run
+        from m6rec.recipe import read_recipe
+
+        out = tmp_path_factory.mktemp("pretrained") / model_type
+        words = [f"data={little_world}", f"out={out}", f"backbone.shape.model_type={model_type}", *PRETRAINED]
+        train_run(read_recipe("pretrain-small", [*words, "training.max_steps=30"]))
+        return out
+
+    return run
 
 
 @pytest.fixture

@@ -74,11 +74,15 @@ def save_backbone(backbone: Backbone, folder: Path, dtype: torch.dtype | None = 
 
 def _bare(backbone: Backbone) -> PretrainedBackbone:
     if not isinstance(backbone, PretrainedBackbone):
-        raise BackboneError(
-            f"got {type(backbone).__name__}, expected a backbone without a tuner's parts; use tuner.name=full, "
-            "or go on from its adapter with start=RUN"
-        )
+        raise _tuned(backbone)
     return backbone
+
+
+def _tuned(backbone: Backbone) -> BackboneError:
+    return BackboneError(
+        f"got {backbone.name} with a tuner's parts in it, expected a bare model; use tuner.name=full, or go on from "
+        "its adapter with start=RUN"
+    )
 
 
 def _random_model(shape: Shape, tokenizer: Any, seed: int) -> nn.Module:
@@ -119,6 +123,8 @@ def _with_tables(bare: PretrainedBackbone, rows: Callable[[Tensor], Tensor]) -> 
     size = len(next(iter(tables.values())))
     config = type(model.config).from_dict({**model.config.to_dict(), "vocab_size": size})
     again: nn.Module = type(model)(config, **_without_pooler(config.model_type))
+    if again.state_dict().keys() != model.state_dict().keys():
+        raise _tuned(bare)
     again.load_state_dict({**model.state_dict(), **tables})
     return again
 
