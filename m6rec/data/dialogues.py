@@ -102,23 +102,22 @@ def named(turns: Sequence[Turn]) -> list[int]:
 
 
 def as_queries(asked: Sequence[Moment], num_items: int) -> Queries:
-    """Return recommending moments as queries to rankers: one user a moment, the items named before as the history.
+    """Return recommending moments as queries to rankers, one a recommended item, as published figures count them.
 
-    Evaluate them with ``mask_history=False``: an item that was named may be recommended, as it is in the published
-    figures. Their user ids number the moments, so that whoever also reads the words finds them again.
+    The users of the queries are the moments' numbers, so that whoever also reads the words finds them again; a user's
+    history is what was named before. Evaluate with ``mask_history=False``: what was named may be recommended.
 
     Raises:
         DataError: a moment without items.
     """
     if not all(moment.recommends for moment in asked):
         raise DataError("got a moment at which nothing is recommended, expected items in every reply")
-    histories = [named(moment.turns) for moment in asked]
-    offsets, items = _rows(histories)
-    target_offsets, targets = _rows([moment.reply.items for moment in asked])
+    offsets, items = _rows([named(moment.turns) for moment in asked])
+    ends, targets = _rows([list(dict.fromkeys(moment.reply.items)) for moment in asked])
     return Queries(
         history=Histories(offsets, items, np.zeros(len(items), dtype=np.int8), num_items),
-        users=np.arange(len(asked), dtype=np.int32),
-        target_offsets=target_offsets,
+        users=np.repeat(np.arange(len(asked), dtype=np.int32), np.diff(ends)),
+        target_offsets=np.arange(len(targets) + 1, dtype=np.int64),
         targets=targets,
     )
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from m6rec.errors import ConfigError
 
+_LEAST = -50.0
+
 
 @dataclass
 class Node:
@@ -145,7 +147,8 @@ class NamesInMarks:
         node = self.trie.find(begun)
         if node is None:
             return allowed
-        own = logits.log_softmax(0) * self.language
+        # A piece that the rules forbid in words (a repetition, an unknown sign) may still be part of a name.
+        own = logits.log_softmax(0).clamp(min=_LEAST) * self.language
         ways = {token: self._mass(child.names, done) for token, child in node.children.items()}
         if node.ends is not None:
             ways[self.mark] = self._mass([node.ends], done)

@@ -140,7 +140,7 @@ class Mentions:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the counts by name, to be saved."""
-        return {"counts": self.counts, "places": self.pairs.indices(), "values": self.pairs.values()}
+        return {"counts": self.counts, "places": self.pairs.indices().contiguous(), "values": self.pairs.values()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Mentions":
