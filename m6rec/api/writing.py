@@ -1,6 +1,5 @@
 """What is written for a request: explanations, creations, filled blanks. Knows no file and no screen."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -155,12 +154,13 @@ def forms(run: Run, texts: Sequence[str], source: str) -> list[Form]:
     """Return free texts as prompts, each ``[MASK]`` a blank; a text without one is gone on with.
 
     Raises:
-        DataError: a text without a word.
+        DataError: neither the text nor the source has a word.
     """
-    return [
-        Form(_infilling(text, source) if isinstance(run.task, Pretraining) else _forward(text, source))
-        for text in texts
-    ]
+    for text in texts:
+        if not text.replace(BLANK, "").strip() and not source.strip():
+            raise DataError(f"got {text!r}, expected a text with words, and {BLANK} for each blank")
+    layout = _infilling if isinstance(run.task, Pretraining) else _forward
+    return [Form(layout(text, source)) for text in texts]
 
 
 def generate(run: Run, texts: Sequence[str], source: str, decoding: DecodingConfig) -> list[Filled]:
@@ -239,16 +239,9 @@ def _creation(task: Generation, answers: Mapping[str, Written]) -> Creation:
 
 
 def _pieces(text: str, names: str) -> list[Segment]:
-    """Return a text as words and blanks, in order.
-
-    Raises:
-        DataError: no word and no blank.
-    """
-    parts = [part.strip() for part in re.split(re.escape(BLANK), text)]
-    if not any(parts):
-        raise DataError(f"got {text!r}, expected a text with words, and {BLANK} for each blank")
+    """Return a text as words and blanks, in order."""
     segments: list[Segment] = []
-    for number, part in enumerate(parts):
+    for number, part in enumerate(part.strip() for part in text.split(BLANK)):
         if number:
             segments.append(Segment(f"{names}.blank.{number}", "", "answer"))
         if part:

@@ -121,7 +121,8 @@ class Generation(Task):
     def known(self) -> dict[tuple[str, ...], int]:
         """Words of each title and description in the catalogue -> position of the first item that has them."""
         texts = ((place, record.get(name)) for place, record in enumerate(self.catalogue.records) for name in TOLD)
-        return {words_of(str(text)): place for place, text in reversed([*texts]) if text}
+        told = {words_of(str(text)): place for place, text in reversed([*texts]) if text}
+        return {words: place for words, place in told.items() if words}
 
     @classmethod
     def build(cls, config: GenerationConfig, material: Material, backbone: Backbone) -> "Generation":
