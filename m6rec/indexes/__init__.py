@@ -7,6 +7,7 @@ INDEXES = Registry(
     {
         "exact": "m6rec.indexes.exact:ExactIndex",
         "faiss": "m6rec.indexes.faiss:FaissIndex",
+        "multivector": "m6rec.indexes.multivector:MultiVectorIndex",
     },
     group="m6rec.indexes",
 )

@@ -31,6 +31,10 @@ class TestFaissGraph(TestFaissFlat):
     least_recall = 0.95
 
 
+class TestMultiVector(IndexContract):
+    name = "multivector"
+
+
 def test_one_kind_reads_what_another_wrote(tmp_path):
     pytest.importorskip("faiss")
     flat, exact = FaissIndex(dim=DIM), ExactIndex(dim=DIM)
