@@ -116,6 +116,10 @@ class LateScorer(WrappedBackbone):
             found.append(states[some.ends >= 0])
         return torch.cat(found)
 
+    def forget_trunks(self) -> None:
+        """Read every user's trunk anew from here on; the segments stay cached."""
+        self._trunks.clear()
+
     def _join(self, batch: TokenBatch) -> tuple[Junction, Float[Tensor, "batch columns hidden"], int]:
         """Return where the vectors stand, the states that enter the joint layers, and how many are virtual tokens'."""
         whole, segments = self.inner.cut(batch)
