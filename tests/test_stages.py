@@ -1,7 +1,11 @@
 """A recipe in stages: artefacts of each, and a run that goes on in the stage it was stopped in."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -12,6 +16,7 @@ from m6rec.errors import ConfigError, RunError
 from m6rec.recipe import read_recipe
 from tests.little_shop import SMALL
 
+ROOT = Path(__file__).parents[1]
 WORDS = ["dense.hard.depth=8", "dense.pseudo.share=0.5", "dense.guide=2", "training.num_epochs=1"]
 
 
@@ -27,7 +32,7 @@ def finished(recipe):
     """Return the folder of a finished run."""
     _, result = stages.train(recipe)
     assert result.stopped == "finished"
-    return stages.Path(recipe.out)
+    return Path(recipe.out)
 
 
 def weights(folder):
@@ -120,3 +125,15 @@ def test_mistakes(recipe, shop, tiny_folder, ranking_run, retrieval_run, tmp_pat
     dense = replace(recipe.dense, ranker=str(retrieval_run))
     with pytest.raises(RunError, match="expected a ranking run"):
         stages.open_teachers(retrieval_run, replace(recipe, dense=dense))
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_staged_run(shop, tiny_folder, tmp_path):
+    words = [f"data={shop}", f"out={tmp_path / 'run'}", f"backbone.name={tiny_folder}", *SMALL["retrieval"], *WORDS]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    command = [*launch, str(ROOT / "scripts" / "train.py"), "rocketqa", *words, "dense.hard.shards=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {"1-retriever", "2-ranker", "3-lists", "4-denoised"} <= {p.name for p in (tmp_path / "run/stages").iterdir()}
+    assert len(api.load(tmp_path / "run").recommend("red shirt", k=3)) == 3
