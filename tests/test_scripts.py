@@ -105,12 +105,18 @@ class TestBench:
 
     def test_every_bench_is_known_here(self):
         names = {path.stem.replace("_", "-") for path in (SCRIPTS / "benches").glob("*.py")} - {"harness", "genres"}
-        assert names == {"prepare", "scenes", "transfer", "world", *NEEDS_DATA}
+        assert names == {"foundation", "prepare", "scenes", "transfer", "world", *NEEDS_DATA}
 
     def test_prepare(self, tmp_path):
         figures = bench("prepare", tmp_path, "--work", tmp_path / "kept" / "here")
         assert figures["rows_per_second_10k"] > 0
         assert figures["peak_megabytes_10k"] > 0
+
+    def test_foundation(self, tmp_path):
+        figures = bench("foundation", tmp_path)
+        assert figures["small_nats_per_title@60s"] > figures["foundation_nats_per_title"] > 0
+        assert 0 < figures["foundation_ranking_auc"] < 1
+        assert figures["foundation_explanation_nats_per_answer"] > 0
 
     @needs_minilm
     def test_world(self, tmp_path):
