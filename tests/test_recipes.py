@@ -20,8 +20,10 @@ RECIPES = sorted(
 )
 # Memory and speed alone: a tiny tokenizer makes long texts.
 _RANKING = ["task.max_events=4", "task.max_branches=6", "training.batch_size=2"]
+_PRETRAINING = ["task.row_tokens=96", "training.batch_size=2"]
 _WRITING = ["task.max_events=3", "task.max_branches=4", "training.batch_size=2", "task.decoding.max_new_tokens=6"]
 SMALL = {
+    **dict.fromkeys(("foundation", "pretrain", "pretrain-small"), _PRETRAINING),
     **dict.fromkeys(("explanation", "title", "query", "description"), _WRITING),
     "ranking": _RANKING,
     "ranking-option": [*_RANKING, "tuner.budget=20%", "tuner.num_virtual_tokens=4"],  # of a tiny backbone
@@ -33,6 +35,7 @@ SMALL = {
 
 # What an opened run is asked, by its task or, where that does many things, by its recipe.
 ANSWERS = {
+    "pretraining": lambda recommender, _: "[MASK]" not in recommender.generate("a red [MASK]", max_new_tokens=3).text,
     "retrieval": lambda recommender, titles: len(recommender.recommend(titles[:2], k=3)) == 3,
     "ranking": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
     "zeroshot": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
