@@ -5,7 +5,7 @@ Wraps the task: what is kept, evaluated and served is the one inside. Knows no r
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class DenseBatch:
     Args:
         parts: the inner task's batches, one a chunk.
         taken: (position, item) that a position's user has taken at some time.
-        negatives: ``[positions, num]`` items, -1 = none.
+        negatives: ``[positions, num]`` items.
         places: ``[positions, 1 + places]`` a list that the ranker has judged, the target first, -1 = none.
         numbers: ``[positions, 1 + places, num_numbers]`` what it goes by.
         states: ``[positions, dim]`` the mining retriever's states.
@@ -116,7 +116,10 @@ class DenseRetrieval(WrappedTask):
         assert self.lessons is not None
         self._first_pseudo = len(lists)
         if self.lessons.pseudo is not None:
-            lists = Lists.joined([lists, self.lessons.pseudo.lists])
+            labelled = self.lessons.pseudo.lists
+            # Another retriever may have labelled them, in its own space: no guide sees these, for NaN is above nothing.
+            unseen = np.full((len(labelled), lists.states.shape[1]), np.nan, np.float16)
+            lists = Lists.joined([lists, replace(labelled, states=unseen)])
         self._row_of = np.full(self.inner.material.train.num_events, -1, dtype=np.int64)
         self._row_of[lists.events[: self._first_pseudo]] = np.arange(self._first_pseudo)
         hard = self.config.hard
@@ -200,33 +203,33 @@ class DenseRetrieval(WrappedTask):
 
     def loss(self, backbone: Backbone, batch: DenseBatch) -> Loss:
         """Return the contrastive loss over every position, and what the ranker teaches beside it."""
-        columns = self._columns(batch)
+        compared = torch.unique(torch.cat([*map(self.inner.columns, batch.parts), batch.negatives.flatten()]))
+        columns = torch.unique(torch.cat([compared, batch.places[batch.places >= 0]]))
         vectors = self._vectors(backbone, columns)
         states, targets, met = self._positions(backbone, batch, vectors, columns)
         users = F.normalize(states.float(), dim=1) * torch.exp(-self.inner.log_temperature)
         num_own = int((columns < self.num_items).sum())
-        items = F.normalize(vectors[:num_own].float(), dim=1)
-        everyone, table = columns[:num_own], items
-        if self.config.gather:
-            everyone, table = gather_columns(everyone, items)
-        pairs = [met, batch.taken, self._guided(batch, everyone, targets)]
-        excluded = _excluded(pairs, everyone, targets)
-        log_q = self._log_q(batch, everyone, len(targets))
-        if log_q is not None:
-            users_, table = F.pad(users, (0, 1), value=1.0), torch.cat([table, -log_q[:, None]], dim=1)
-        else:
-            users_ = users
-        value = catalogue_cross_entropy(users_, table, torch.searchsorted(everyone, targets), excluded)
+        columns, items = columns[:num_own], F.normalize(vectors[:num_own].float(), dim=1)
+        # What only the ranker's lists hold is no negative: it may well be what the user wanted.
+        chosen = torch.isin(columns, compared)
+        value = self._contrastive(batch, users, targets, met, columns[chosen], items[chosen])
         figures = {"temperature": float(torch.exp(self.inner.log_temperature.detach()))}
         if batch.places.shape[1]:
-            taught, more = self._taught(users, items, columns[:num_own], batch)
+            taught, more = self._taught(users, items, columns, batch)
             value, figures = value + taught, figures | more
         return Loss(value, float(len(targets)), figures)
 
-    def _columns(self, batch: DenseBatch) -> Int[Tensor, " columns"]:
-        wanted = [self.inner.columns(part) for part in batch.parts]
-        wanted += [ids[ids >= 0] for ids in (batch.negatives, batch.places)]
-        return torch.unique(torch.cat(wanted))
+    def _contrastive(
+        self, batch: DenseBatch, users: Tensor, targets: Tensor, met: Pairs, columns: Tensor, items: Tensor
+    ) -> Tensor:
+        """Return the loss of every position against the columns of all processes, without what is no negative."""
+        if self.config.gather:
+            columns, items = gather_columns(columns, items)
+        excluded = _excluded([met, batch.taken, self._guided(batch, columns, targets)], columns, targets)
+        log_q = self._log_q(batch, columns, len(targets))
+        if log_q is not None:  # one more dimension takes it off every score
+            users, items = F.pad(users, (0, 1), value=1.0), torch.cat([items, -log_q[:, None]], dim=1)
+        return catalogue_cross_entropy(users, items, torch.searchsorted(columns, targets), excluded)
 
     def _vectors(self, backbone: Backbone, columns: Int[Tensor, " columns"]) -> Float[Tensor, "columns dim"]:
         size = self.config.chunk if self.config.chunk and self.inner.trains_backbone else max(1, len(columns))
@@ -268,9 +271,10 @@ class DenseRetrieval(WrappedTask):
             return None
         counts = self.inner.material.target_counts.to(columns.device)
         share = (counts[columns] + 1) / (counts.sum() + len(counts))
-        drawn = gather_rows(torch.tensor([positions], device=columns.device)).sum()
-        log_q = torch.log(-torch.expm1(drawn * torch.log1p(-share)))
-        mined = gather_rows(torch.unique(torch.cat([batch.negatives.flatten(), batch.places.flatten()])))
+        drawn, mined = torch.tensor([positions], device=columns.device), torch.unique(batch.negatives)
+        if self.config.gather:
+            drawn, mined = gather_rows(drawn), gather_rows(mined)
+        log_q = torch.log(-torch.expm1(drawn.sum() * torch.log1p(-share)))
         return log_q.masked_fill(torch.isin(columns, mined), 0.0)
 
     def _taught(
