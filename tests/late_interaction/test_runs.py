@@ -54,7 +54,8 @@ def test_served_it_scores_as_when_it_was_trained(trained) -> None:
 def test_a_recommender_ranks_through_the_cache(trained) -> None:
     folder, *_ = trained
     rec = load(folder)
-    assert isinstance(scorer := rec.ranker.backbone, LateScorer)
+    scorer = rec.ranker.backbone
+    assert isinstance(scorer, LateScorer)
     first = rec.rank("red shirt; blue shoes", ["green book", "warm lamp"])
     asked = scorer.cache.stats.misses
     again = rec.rank("red shirt; blue shoes", ["green book", "warm lamp"])

@@ -40,7 +40,7 @@ def test_cached_equals_uncached(tiny_backbone, model_type: str, layers: int, gra
 
 
 @pytest.mark.parametrize("name", sorted(TUNERS))
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", ["bert", "qwen3", "t5"])
 def test_under_every_tuner(tiny_backbone, name: str, model_type: str) -> None:
     if name == "iak" or (name, model_type) in {("prefix", "t5"), ("bitfit", "gpt2")}:
         pytest.skip("refused by late interaction, or by the tuner")
