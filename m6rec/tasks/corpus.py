@@ -93,20 +93,21 @@ class Corpus:
 
     def _behaviour(self, split: Split) -> Iterator[Document]:
         """Yield every user's training events, as many in a document as the prompt shows at once."""
-        for user, rows in self._rows("train"):
-            for start in range(0, len(rows), self._events.limit):
-                pieces = self._history(user, rows[start : start + self._events.limit])
+        rows = self._rows("train")
+        for user in range(self.dataset.num_users):
+            own = rows(user)
+            for start in range(0, len(own), self._events.limit):
+                pieces = self._history(user, own[start : start + self._events.limit])
                 if pieces:
                     yield Document("behaviour", pieces)
 
     def _titles(self, split: Split) -> Iterator[Document]:
         """Yield what each user chose next: the history, how they chose (the stub), and the item's title alone."""
-        queries = self.dataset.histories().queries(split)
-        known = dict(self._rows(split))
+        queries, known = self.dataset.histories().queries(split), self._rows(split)
         for number, user in enumerate(queries.users.tolist()):
             item = self.dataset.item_record(int(queries.targets_of(number)[0]))
             title = " ".join(str(item.get("title") or "").split())
-            rows = known.get(user, [])[-self._events.limit :]
+            rows = known(user)[-self._events.limit :]
             if not title or queries.rows is None:
                 continue
             stub = self._stub(int(queries.rows[number]), rows[-1:])
@@ -118,12 +119,11 @@ class Corpus:
         previous = self.dataset.event_record(before[0]).get("time") if counts_on else None
         return self.renderer.event(self.dataset.event_record(row), None, previous)[0] or "then"
 
-    def _rows(self, split: Split) -> Iterator[tuple[int, list[int]]]:
-        """Yield each user's events before ``split`` (of training: all), as rows of the table."""
+    def _rows(self, split: Split) -> Callable[[int], list[int]]:
+        """Return user -> their events before ``split`` (of training: all), as rows of the table."""
         history = self.dataset.histories().before(split)
         rows = history.rows if history.rows is not None else np.arange(history.num_events)
-        for user in range(history.num_users):
-            yield user, rows[history.of(user)].tolist()
+        return lambda user: rows[history.of(user)].tolist()
 
     def _history(self, user: int, rows: Sequence[int]) -> tuple[tuple[Segment, ...], ...]:
         """Return a history's pieces: the profile, then each event with its stub."""

@@ -66,11 +66,11 @@ class TokenStore(Sequence[Tokens]):
         import datasets
 
         self._table = datasets.Dataset.from_file(str(path))
-        columns = self._table.data
-        lengths = columns.column("lengths").combine_chunks()
+        lengths = self._table.data.column("lengths").combine_chunks()
         self.num_pieces: NDArray[np.int64] = np.asarray(lengths.value_lengths(), dtype=np.int64)
-        ids = columns.column("ids").combine_chunks()
-        self.rooms: NDArray[np.int64] = room(np.asarray(ids.value_lengths(), dtype=np.int64), self.num_pieces)
+        before = np.r_[0, np.cumsum(lengths.flatten().to_numpy(), dtype=np.int64)]
+        ends = np.cumsum(self.num_pieces)
+        self.rooms: NDArray[np.int64] = room(before[ends] - before[ends - self.num_pieces], self.num_pieces)
 
     def __len__(self) -> int:
         return len(self._table)

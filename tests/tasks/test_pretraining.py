@@ -104,7 +104,7 @@ class TestWhatIsRead:
             kinds = [document.kind for document in task._corpus.documents(split)]
             assert kinds.count("reviews") == sum(row["split"] == code for row in data.reviews)
             assert kinds.count("dialogues") == len(read_dialogues(data, split))
-        rows = [row for _, rows in task._corpus._rows("train") for row in rows]
+        rows = [row for user in range(data.num_users) for row in task._corpus._rows("train")(user)]
         assert set(data.interactions.select(rows)["split"]) == {0}
 
     def test_blanks_change_by_the_epoch_and_not_by_the_asking(self, make):
