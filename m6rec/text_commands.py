@@ -1,5 +1,6 @@
-"""The commands that write text: score, explain, create, generate. Heavy imports wait for their command."""
+"""The commands that write text: score, explain, create, generate, chat. Heavy imports wait for their command."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,6 +117,20 @@ def generate(
     if not found.complete:
         console.print("(a blank met the limit of length; --set max_new_tokens=64 allows more)")
     write_json(json_file, lambda: {"text": found.text, "blanks": [vars(blank) for blank in found.blanks]})
+
+
+@app.command()
+def chat(
+    run: RunArgument,
+    settings: SettingOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Talk with a run that was trained on dialogues: m6rec chat RUN; a line a turn, /reset begins anew, /quit ends."""
+    from m6rec.api import load
+    from m6rec.chat import converse
+
+    turns = converse(load(run), console, sys.stdin, _settings(settings))
+    write_json(json_file, lambda: {"turns": turns})
 
 
 def _settings(words: list[str] | None) -> dict[str, Any]:

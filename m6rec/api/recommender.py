@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m6rec.api.catalog import Catalog
+from m6rec.api.talking import Reply, Turns, suggest, talk, talk_stream
 from m6rec.api.team import Team
 from m6rec.api.writing import (
     Creation,
@@ -291,6 +292,32 @@ class Recommender:
         events = [with_record(run.task.catalogue, event) for event in read_events(history, run.task.catalogue)]
         found = scores(run, [text] if isinstance(text, str) else text, UserText(events=events))
         return found[0] if isinstance(text, str) else found
+
+    def chat(self, turns: Turns, **decoding: Any) -> Reply:
+        """Return what to say next in a dialogue: a recommendation of real items of the catalogue, or a question.
+
+        The dialogue comes whole with every call, and nothing is kept: go on with ``[*turns, reply.turn, "..."]``.
+
+        Args:
+            turns: oldest first; texts (the two in turn, the last one the user's), or mappings with ``speaker`` (USER or
+                SYSTEM), ``text`` and, where they are known, ``items`` (ids or titles). May be empty.
+            decoding: settings of :class:`m6rec.decoding.DecodingConfig`; default: the run's own.
+
+        Raises:
+            RunError: no run talks.
+            DataError: a turn that cannot be read.
+        """
+        run = self.team.talker()
+        return talk(run, [turns], decoding_of(run, decoding))[0]
+
+    def chat_stream(self, turns: Turns, **decoding: Any) -> Iterator[str | Reply]:
+        """Yield the reply in pieces as it is written, a title in one, and at the end whole; as :meth:`chat` else."""
+        run = self.team.talker()
+        return talk_stream(run, turns, decoding_of(run, decoding))
+
+    def suggest(self, turns: Turns, k: int = 10) -> list[Recommendation]:
+        """Return the ``k`` items likeliest to be recommended next in a dialogue, without any words."""
+        return suggest(self.team.talker(), turns, k)
 
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Put the run on the Hugging Face Hub and return the commit's address.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from m6rec.assemble import Run
 from m6rec.errors import RunError, UnknownNameError
+from m6rec.tasks.conversation import Conversation
 from m6rec.tasks.generation import Generation
 from m6rec.tasks.pretraining import Pretraining
 from m6rec.tasks.ranking import Ranking
@@ -83,6 +84,18 @@ class Team:
             f"no run writes the kind of text {kind!r}",
             f"train one and give it beside: m6rec train {kind} data=DIR out=RUN2; m6rec.load(RUN, RUN2)",
         )
+
+    def talker(self) -> Run:
+        """Return the run that holds conversations.
+
+        Raises:
+            RunError: none does.
+        """
+        if (run := self._first(Conversation)) is None:
+            raise self._missing(
+                "a conversation needs a conversation run", "train one: m6rec train conversation data=DIR out=RUN"
+            )
+        return run
 
     def speaker(self) -> Run:
         """Return the run whose language model fills blanks: one that was trained to write, else one that can.

@@ -10,6 +10,7 @@ from m6rec.decoding import DecodingConfig, Form, Opening, Written, fill, stream
 from m6rec.errors import ConfigError, DataError
 from m6rec.evaluation.texts import rests_on, whole
 from m6rec.requests import Event, Recommendation, named, with_record
+from m6rec.tasks.conversation import Conversation
 from m6rec.tasks.generation import Generation, Request
 from m6rec.tasks.grounding import Evidence, words_of
 from m6rec.tasks.likelihood import ask, likelihoods
@@ -91,7 +92,7 @@ def decoding_of(run: Run, settings: Mapping[str, Any]) -> DecodingConfig:
     Raises:
         ConfigError: unknown or impossible settings.
     """
-    own = run.task.config.decoding if isinstance(run.task, Generation) else DecodingConfig()
+    own = run.task.config.decoding if isinstance(run.task, Generation | Conversation) else DecodingConfig()
     return parse(DecodingConfig, {**plain(own), **settings}, "decoding")
 
 

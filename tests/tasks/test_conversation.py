@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from m6rec.api.talking import read_turns
 from m6rec.data.dialogues import Turn, moments, named
 from m6rec.decoding import DecodingConfig
 from m6rec.errors import DataError, RunError
@@ -79,7 +78,7 @@ def test_only_what_the_system_says_is_learnt(make):
 
 
 def test_a_dialogue_does_not_count_for_itself(make):
-    """A term of a training moment equals the term that is counted without its dialogue: else it would tell the answer."""
+    """A training moment's terms are those counted without its own dialogue, which would tell the answer."""
     task, _ = make()
     whole = [named(each.turns) for each in task._dialogues["train"]]
     first = next(moment for moment in task._moments if moment.recommends)
@@ -216,7 +215,7 @@ def test_without_replies_the_backbone_stays(make):
     assert set(task.loss(backbone, batch).figures) == {"recommend"}
     task.finish(backbone)
     assert set(task.measure(backbone, "test")) == {"recall@1", "recall@10", "recall@50"}
-    with pytest.raises(RunError, match="task.reply=true"):
+    with pytest.raises(RunError, match=r"task\.reply=true"):
         Replier(task, backbone)
 
 
@@ -235,31 +234,6 @@ def test_new_and_removed_items(make):
 def test_ranks_of_ties_are_the_middle_ones():
     scores = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
     assert middle_ranks(scores, np.array([0, 0, 0]), np.array([1, 0, 4])).tolist() == [2, 4, 5]
-
-
-def test_turns_as_anybody_writes_them(make):
-    task, _ = make()
-    turns = read_turns(task, ["Hi", {"text": "Have you seen It (2017)?", "speaker": "system"}, "Yes, and Red Lamp."])
-    assert [turn.speaker for turn in turns] == ["USER", "SYSTEM", "USER"]
-    keys = [[task.catalogue.keys[item] for item in turn.items] for turn in turns]
-    assert keys == [[], ["f2"], ["f0"]]
-    given = read_turns(task, [{"text": "that one", "items": ["f7"]}])
-    assert [task.catalogue.keys[item] for item in given[0].items] == ["f7"]
-
-
-@pytest.mark.parametrize(
-    ("turns", "message"),
-    [
-        ("hello", "expected a list of turns"),
-        ([3], "turn 1: got 3"),
-        ([{"speaker": "ADMIN", "text": "x"}], "expected USER or SYSTEM"),
-        ([{"text": "x", "items": ["nothing"]}], "which the catalogue lacks"),
-    ],
-)
-def test_turns_that_are_none(make, turns, message):
-    task, _ = make()
-    with pytest.raises(DataError, match=message):
-        read_turns(task, turns)
 
 
 def test_a_dataset_without_dialogues(shop, tiny_backbone):
