@@ -25,6 +25,8 @@ from m6rec.training.moments import Moments
 
 Floats = NDArray[np.float32]
 NUM_FOLDS = 5
+# A list's text vectors are looked up one by one: 50 items of 256 numbers are 51 kB a moment.
+MOMENTS_AT_ONCE = 512
 # Fewer validation lists than this say nothing about a ranker.
 FEWEST_LISTS = 20
 logger = logging.getLogger(__name__)
@@ -70,6 +72,11 @@ class FusedJudge:
 
     def numbers(self, moments: Moments, items: NDArray[np.int32], retrieved: Floats) -> Floats:
         """Return the three numbers of each item."""
+        starts = range(0, max(1, len(moments)), MOMENTS_AT_ONCE)
+        parts = [np.arange(start, min(len(moments), start + MOMENTS_AT_ONCE)) for start in starts]
+        return np.concatenate([self._numbers(moments.take(part), items[part], retrieved[part]) for part in parts])
+
+    def _numbers(self, moments: Moments, items: NDArray[np.int32], retrieved: Floats) -> Floats:
         window = self.space.config.window
         histories = [moments.items(row, window).astype(np.int64) for row in range(len(moments))]
         places = np.maximum(items, 0)
