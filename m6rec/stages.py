@@ -98,15 +98,18 @@ def _train_in_stages(recipe: Recipe, config: DenseConfig, resume: bool) -> tuple
             return done
     teachers = open_teachers(first, recipe, folder)
     lists = _stage("3-lists", lambda: mine(teachers, config.hard, folder / "3-lists"))
-    pseudo = None
+    pseudo, out = None, Path(recipe.out)
     if config.pseudo.share:
         second, only = folder / "4-denoised", _denoised(config)
-        done = _train_stage(recipe, second, only, lambda found: taught(found, only, teachers, lists, folder), resume)
+        done = _train_stage(recipe, second, only, lambda found: taught(found, only, teachers, lists, second), resume)
         if done is not None and done[1].interrupted:
             return done
         pseudo = label(open_teachers(second, recipe, folder), config, recipe.seed)
-    wrap = lambda found: taught(found, config, teachers, lists, folder, pseudo)  # noqa: E731
-    return _stage("out", lambda: train_run(recipe, resume=resume and _started(Path(recipe.out)), wrap=wrap))
+
+    def wrap(found: Experiment) -> Task:
+        return taught(found, config, teachers, lists, out, pseudo)
+
+    return _stage("out", lambda: train_run(recipe, resume=resume and _started(out), wrap=wrap))
 
 
 def _first(config: DenseConfig) -> DenseConfig:
@@ -250,7 +253,7 @@ def taught(
         config: what is taught.
         teachers: whose lists they are.
         lists: of every training position.
-        folder: lists that are mined on the way go here.
+        folder: the run's own; lists that are mined on the way go here.
         pseudo: pseudo labels.
     """
     task, found = experiment.task, teachers.experiment.task

@@ -111,8 +111,7 @@ def test_a_schedule_mines_on_the_way(recipe, retrieval_run, tmp_path):
     dense = replace(recipe.dense, teacher=str(retrieval_run), pseudo=replace(recipe.dense.pseudo, share=0.0), hard=hard)
     training = replace(recipe.training, num_epochs=3)
     stages.train(replace(recipe, out=str(tmp_path / "run"), dense=dense, training=training))
-    made = {path.name for path in (tmp_path / "run" / "stages").iterdir()}
-    assert made == {"2-ranker", "3-lists", "lists-1", "lists-2"}
+    assert {path.name for path in (tmp_path / "run").glob("lists-*")} == {"lists-1", "lists-2"}
 
 
 def test_mistakes(recipe, shop, tiny_folder, ranking_run, retrieval_run, tmp_path):
