@@ -32,6 +32,7 @@ SMALL = {
     "zeroshot": ["task.max_events=6", "task.candidates=5"],
     "fewshot": ["task.max_events=6", "task.shots=8", "training.batch_size=4", "training.max_steps=3"],
 }
+SMALL["rocketqa"] = [*SMALL["retrieval"], "dense.hard.depth=8"]
 """Words that make each recipe small enough for a test."""
 
 
