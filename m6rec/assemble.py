@@ -137,7 +137,7 @@ def train_run(
     if task.learns:
         result = train(task, experiment.backbone, training, out, resume=resume, evaluate=judge)
     if not result.interrupted and _is_main_process():
-        experiment.task.finish(experiment.backbone)
+        task.finish(experiment.backbone)
         write_run(experiment, result, share)
     return experiment, result
 

@@ -3,22 +3,28 @@
 import copy
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m6rec.assemble import Experiment, open_experiment, train_run, validator, versions
+from m6rec.assemble import Experiment, learnt, open_experiment, train_run, validator, versions
 from m6rec.backbones.base import Backbone
 from m6rec.compressors import COMPRESSORS
 from m6rec.compressors.base import Subject
 from m6rec.config import assign, parse, plain
+from m6rec.distillation.relations import RelationConfig, RelationTask
 from m6rec.errors import ConfigError, RunError
 from m6rec.recipe import check_recipe
 from m6rec.runs import CARD_FILE
+from m6rec.tasks.base import Task
 
 COMPRESSION_FILE = "compression.json"
 # What a compressor leaves to the recipe when it trains.
 RECIPE_PARTS = ("training", "tuner", "task", "seed")
+# The best weights by validation may be those from before a ramp, or before an exit has learnt anything.
+TO_THE_END = {"evaluate_every": None, "evaluate_first": False, "select_on": None, "patience": None}
+Wrap = Callable[[Task, Backbone], Task]
 logger = logging.getLogger(__name__)
 
 
@@ -51,8 +57,17 @@ def compress_run(folder: str | Path, method: str, words: Sequence[str]) -> dict[
     subject = subject_of(open_experiment(folder, data), Path(folder), changes)
     told = compressor.compress(subject, Path(out))
     card = {"method": method, "settings": plain(compressor.config), "of": str(folder), **told, "versions": versions()}
-    (Path(out) / COMPRESSION_FILE).write_text(json.dumps(card, indent=1, default=float), encoding="utf-8")
-    return card
+    (Path(out) / COMPRESSION_FILE).write_text(json.dumps(_known(card), indent=1, default=float), encoding="utf-8")
+    return _known(card)
+
+
+def _known(value: Any) -> Any:
+    """Return a card's values with null for a figure that could not be had: NaN is no JSON."""
+    if isinstance(value, dict):
+        return {name: _known(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def subject_of(experiment: Experiment, folder: Path, changes: Mapping[str, Any] | None = None) -> Subject:
@@ -65,10 +80,16 @@ def subject_of(experiment: Experiment, folder: Path, changes: Mapping[str, Any] 
     """
     recipe = plain(experiment.recipe)
 
-    def retrain(out: Path, own: Mapping[str, Any]) -> Subject:
-        tree = merged(merged(recipe, own), {**(changes or {}), "out": str(out)})
+    def retrain(out: Path, own: Mapping[str, Any], wrap: Wrap | None = None, distil: bool = False) -> Subject:
+        tree = merged(merged(recipe, {"training": TO_THE_END, **own}), {**(changes or {}), "out": str(out)})
+
+        def wrapped(fresh: Experiment) -> Task:
+            task = learnt(fresh)
+            task = RelationTask(task, experiment.backbone, RelationConfig()) if distil else task
+            return task if wrap is None else wrap(task, fresh.backbone)
+
         if not (out / CARD_FILE).is_file():
-            _, result = train_run(check_recipe(tree), resume=True)
+            _, result = train_run(check_recipe(tree), resume=True, wrap=wrapped)
             if result.interrupted:
                 raise RunError(f"{out}: interrupted; run the same command again to go on")
         return subject_of(open_experiment(out, experiment.recipe.data), out, changes)

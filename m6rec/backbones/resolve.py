@@ -13,6 +13,7 @@ from m6rec.backbones import BACKBONES
 from m6rec.backbones.anatomy import anatomy_of, silence_dropout
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.foundation import foundation_folder
+from m6rec.backbones.structure import CONFIG_KEY, load_structured
 from m6rec.errors import BackboneError
 from m6rec.runs import CARD_FILE, MODEL_FOLDER
 
@@ -117,6 +118,8 @@ def _load(source: str, revision: str | None) -> tuple[Any, Any]:
     extra = {"add_pooling_layer": False} if anatomy.family == "encoder" else {}
     with _explained(source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        if hasattr(config, CONFIG_KEY):
+            return load_structured(Path(source), config, **extra), tokenizer
         model, report = getattr(transformers, anatomy.auto).from_pretrained(
             source, revision=revision, config=config, output_loading_info=True, **extra
         )

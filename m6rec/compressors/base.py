@@ -21,7 +21,7 @@ class Subject:
         recipe: its settings as plain values.
         backbone: tuned.
         task: over its dataset.
-        retrain: folder, settings that differ -> the run that its recipe then gives; goes on where it was interrupted.
+        retrain: how to train its recipe anew with other settings.
         measure: backbone -> held-out figures of the run's task on it.
     """
 
@@ -29,8 +29,29 @@ class Subject:
     recipe: Mapping[str, Any]
     backbone: Backbone
     task: Task
-    retrain: Callable[[Path, Mapping[str, Any]], "Subject"]
+    retrain: "Retrain"
     measure: Callable[[Backbone], dict[str, float]]
+
+
+class Retrain(Protocol):
+    """Train a run's recipe anew with other settings; goes on where it was interrupted."""
+
+    def __call__(
+        self,
+        out: Path,
+        changes: Mapping[str, Any],
+        wrap: Callable[[Task, Backbone], Task] | None = None,
+        distil: bool = False,
+    ) -> Subject:
+        """Return the new run, opened.
+
+        Args:
+            out: its folder.
+            changes: settings that differ.
+            wrap: task, backbone -> what the loop learns in the task's place.
+            distil: whether the new backbone also learns to relate tokens as the run's does.
+        """
+        ...
 
 
 @runtime_checkable

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.compressors.exits import ExitingBackbone, GivenStates
+from m6rec.compressors.weights import merged
 from m6rec.edge.folder import INPUTS
 from m6rec.edge.recommender import feed, open_graph
 from m6rec.errors import MissingExtraError, RunError
@@ -106,19 +106,6 @@ def check_parity(graph: RankingGraph, path: Path, examples: list[tuple[Tokenized
     if not largest <= TOLERANCE:
         raise RunError(f"the exported graph differs from the model by {largest:.2g}, expected at most {TOLERANCE}")
     return largest
-
-
-@contextmanager
-def merged(backbone: nn.Module) -> Iterator[None]:
-    """Fold what can be folded of an adapter (LoRA, IA3) into the weights for a while: the graph need not carry it."""
-    layers = [layer for layer in backbone.modules() if isinstance(layer, BaseTunerLayer)]
-    for layer in layers:
-        layer.merge()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.unmerge()
 
 
 @contextmanager

@@ -26,7 +26,10 @@ class EdgeTokenizer:
             raise MissingExtraError("tokenizers", "edge") from error
         if not path.is_file():
             raise RunError(f"{path} is missing; export the run again")
-        self._inner: Any = Tokenizer.from_file(str(path))
+        try:
+            self._inner: Any = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exceptions
+            raise RunError(f"{path} is damaged ({error}); export the run again") from error
         self._inner.no_padding()
         self._inner.no_truncation()
         self._inner.encode_special_tokens = True  # words in a text never become a special token

@@ -1,3 +1,0 @@
-from tests.tasks.conftest import make
-
-__all__ = ["make"]
