@@ -13,12 +13,12 @@ r6  the ranker as teacher too
 `catalogue` is part 1's loss, every item a negative: the largest batch there is. `catalogue_r6` teaches that one.
 """
 
+import json
 import shutil
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from benches.harness import Bench, console
 from rich.table import Table
 
@@ -33,7 +33,7 @@ from m6rec.evaluation.bootstrap import compare
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.result import Evaluation
 from m6rec.recipe import Recipe, read_recipe
-from m6rec.runs import CARD_FILE, read_card
+from m6rec.runs import CARD_FILE
 from m6rec.tasks.base import Task
 from m6rec.tasks.retrieval_data import RetrievalScorer
 from m6rec.training.dense import DenseRetrieval
@@ -60,6 +60,18 @@ ROWS = {
 WORDS = ("task.negatives=batch", "task.logq=true", "training.num_epochs=null", "training.patience=null")
 METRICS = ("ndcg@10", "mrr@10", "recall@50")
 BOTH = ("movies", "beauty")
+PAIRS = (
+    ("r1", "r0"),
+    ("r2", "r1"),
+    ("r3", "r1"),
+    ("r3", "r2"),
+    ("r4", "r3"),
+    ("r5", "r4"),
+    ("r6", "r5"),
+    ("r6", "r0"),
+    ("catalogue_r6", "catalogue"),
+    ("catalogue_r6", "r0"),
+)
 
 
 def run(bench: Bench) -> None:
@@ -102,7 +114,6 @@ class Ablation:
         if not (out / CARD_FILE).is_file():
             shutil.rmtree(out, ignore_errors=True)
             train_run(recipe, wrap=self.taught)
-        self.bench.details.setdefault("cpu_seconds", {})[out.name] = read_card(out)["cpu_seconds"]
         return open_experiment(out)
 
     def taught(self, experiment: Experiment) -> Task:
@@ -156,39 +167,32 @@ def evaluations(experiment: Experiment, row: str) -> list[Evaluation]:
 
 def report(bench: Bench, name: str, seeds: list[dict[str, list[Evaluation]]]) -> None:
     """Write every row's figures, and how sure their differences are."""
-    table = Table("row", *METRICS, "coverage@10", "learnt ndcg@10", "CPU-s", title=name, title_justify="left", box=None)
     values: dict[str, list[float]] = {}
-    for row in ROWS:
-        for rows in seeds:
-            served, learnt = rows[row]
-            means = {**served.means(), "coverage@10": served.beyond()["coverage@10"]}
-            for metric in (*METRICS, "coverage@10"):
-                values.setdefault(f"{name}_{row}_{metric}", []).append(means[metric])
-            values.setdefault(f"{name}_{row}_learnt_ndcg@10", []).append(learnt.means()["ndcg@10"])
-        shown = [
-            f"{np.mean(values[f'{name}_{row}_{metric}']):.4f}" for metric in (*METRICS, "coverage@10", "learnt_ndcg@10")
-        ]
-        seconds = [bench.details["cpu_seconds"][f"{name}-{row}-{seed}"] for seed in range(len(seeds))]
-        values[f"{name}_{row}_cpu_seconds"] = seconds
-        table.add_row(row, *shown, f"{np.mean(seconds):.0f}")
-    console.print(table)
+    for seed, rows in enumerate(seeds):
+        curves = {row: curve(bench.work / f"{name}-{row}-{seed}") for row in rows}
+        budget = min(points[-1][0] for points in curves.values())
+        for row, (served, learnt) in rows.items():
+            found = {metric: served.means()[metric] for metric in METRICS}
+            found["coverage@10"] = served.beyond()["coverage@10"]
+            found["learnt_ndcg@10"] = learnt.means()["ndcg@10"]
+            found["cpu_seconds"] = curves[row][-1][0]
+            # Equal CPU time: what validation had seen when the quickest row was done (at the evaluations there are).
+            found["valid_at_equal_cpu"] = max((value for at, value in curves[row] if at <= budget), default=0.0)
+            for figure, value in found.items():
+                values.setdefault(f"{name}_{row}_{figure}", []).append(float(value))
     bench.average(values)
-    first = seeds[0]
-    pairs = [
-        ("r1", "r0"),
-        ("r2", "r1"),
-        ("r3", "r1"),
-        ("r3", "r2"),
-        ("r4", "r3"),
-        ("r5", "r4"),
-        ("r6", "r5"),
-        ("r6", "r0"),
-    ]
-    compared = [
-        compare(first[one][0], first[other][0], "ndcg@10") for one, other in [*pairs, ("catalogue_r6", "catalogue")]
-    ]
+    figures, shown = bench.figures, (*METRICS, "coverage@10", "learnt_ndcg@10", "valid_at_equal_cpu", "cpu_seconds")
+    table = Table("row", *shown, title=name, title_justify="left", box=None)
+    for row in ROWS:
+        table.add_row(row, *(f"{figures[f'{name}_{row}_{figure}']:.4g}" for figure in shown))
+    console.print(table)
+    compared = [compare(seeds[0][one][0], seeds[0][other][0], "ndcg@10") for one, other in PAIRS]
     bench.details.setdefault("paired", {})[name] = [asdict(found) for found in compared]
-    bench.protocol = first["r0"][0].protocol
-    bench.figures[f"{name}_gain"] = (
-        bench.figures[f"{name}_r6_ndcg@10"] / max(bench.figures[f"{name}_r0_ndcg@10"], 1e-12) - 1
-    )
+    bench.protocol = seeds[0]["r0"][0].protocol
+    figures[f"{name}_gain"] = figures[f"{name}_r6_ndcg@10"] / max(figures[f"{name}_r0_ndcg@10"], 1e-12) - 1
+
+
+def curve(run: Path) -> list[tuple[float, float]]:
+    """Return (CPU-seconds so far, validation NDCG@10 of the learnt score) at every evaluation of a run."""
+    lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(line["cpu_seconds"], line["evaluation"]["ndcg@10"]) for line in lines if "evaluation" in line]
