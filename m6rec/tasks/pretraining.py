@@ -33,6 +33,8 @@ from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer
 
 _MEASURED = 32
+# Most pieces of a text with blanks.
+_LONGEST = 4
 # What the random choices of one run are drawn for.
 _KINDS_OF_EXAMPLE, _ROWS, _SPANS = 0, 1, 2
 
@@ -126,6 +128,7 @@ class Pretraining(Task):
         self._corpus: Corpus | None = None
         self._cache = Path()
         self._store: Sequence[Tokens] = ()
+        self._parts = np.zeros((0, 3), dtype=np.int64)
         self._rooms = np.zeros(0, dtype=np.int64)
         self._rows: list[NDArray[np.int64]] = []
         self._epoch = 0
@@ -211,7 +214,7 @@ class Pretraining(Task):
         store = self._tokens(split)
         chosen = np.random.default_rng(seed).permutation(len(store))[:at_most]
         # Similar lengths together: little padding.
-        chosen = chosen[np.argsort(store.rooms[chosen], kind="stable")]
+        chosen = chosen[np.argsort(store.rooms(_whole(store, chosen)), kind="stable")]
         if not len(chosen):
             return None
         backbone.eval()
@@ -247,25 +250,29 @@ class Pretraining(Task):
         """Settle which document becomes which kind of example, and which ones share a row."""
         config, count = self.config, len(store)
         draws = np.random.default_rng([config.seed, _KINDS_OF_EXAMPLE]).random(count)
-        self._blanked = draws < config.infilling
+        blanked = draws < config.infilling
         from_a_point_on = draws < config.infilling + (1 - config.infilling) * config.sourced
-        self._sourced = self._blanked | (from_a_point_on & (store.num_pieces > 1))
-        single = self._sourced & (not self.forward_only)
         rng = np.random.default_rng([config.seed, _ROWS])
-        self._store, self._rooms = store, store.rooms
-        self._rows = pack(store.rooms, self.width, single, rng)
+        self._parts = np.concatenate(
+            [_whole(store, np.flatnonzero(~blanked)), _cut(store, np.flatnonzero(blanked), rng)]
+        )
+        documents, self._rooms = self._parts[:, 0], store.rooms(self._parts)
+        self._blanked = blanked[documents]
+        self._sourced = self._blanked | (from_a_point_on & (store.num_pieces > 1))[documents]
+        self._store, self._rows = store, pack(self._rooms, self.width, self._sourced & (not self.forward_only), rng)
 
     def _row(self, epoch: int, row: int) -> Row:
         rng = np.random.default_rng([self.config.seed, _SPANS, epoch, row])
-        examples = [self._example(int(document), rng) for document in self._rows[row]]
+        examples = [self._example(int(part), rng) for part in self._rows[row]]
         return lay_out(examples, self.forward_only, self.config.dense)
 
-    def _example(self, document: int, rng: np.random.Generator) -> Regions:
-        """Return a document under its objective."""
-        pieces = self._store[document].pieces
-        if self._blanked[document]:
+    def _example(self, part: int, rng: np.random.Generator) -> Regions:
+        """Return a part of a document under its objective."""
+        document, start, stop = self._parts[part].tolist()
+        pieces = self._store[document].pieces[start:stop]
+        if self._blanked[part]:
             return self._objectives.infilling(pieces, rng, self.config.blanks, self.config.span)
-        given = int(rng.integers(1, len(pieces))) if self._sourced[document] else 0
+        given = int(rng.integers(1, len(pieces))) if self._sourced[part] else 0
         return self._objectives.generation(pieces, given)
 
     def _question(self, document: Tokens) -> Regions:
@@ -307,6 +314,21 @@ def row_nats(backbone: Backbone, batch: PretrainingBatch) -> tuple[list[float], 
     nats = torch.zeros(batch.tokens.size, device=losses.device).index_add_(0, rows, losses)
     counts = torch.bincount(rows, minlength=batch.tokens.size)
     return nats.tolist(), counts.tolist()
+
+
+def _whole(store: TokenStore, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return documents as parts (see :meth:`TokenStore.rooms`), each whole."""
+    return np.stack([documents, np.zeros_like(documents), store.num_pieces[documents]], axis=1)
+
+
+def _cut(store: TokenStore, documents: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return documents in parts of one to ``_LONGEST`` pieces: people ask for blanks in a sentence, not in a year."""
+    parts = []
+    for document in documents.tolist():
+        stops = np.cumsum(rng.integers(1, _LONGEST + 1, store.num_pieces[document]))
+        stops = [*stops[stops < store.num_pieces[document]].tolist(), int(store.num_pieces[document])]
+        parts += [(document, start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+    return np.array(parts, dtype=np.int64).reshape(-1, 3)
 
 
 def _figures(found: dict[str, list[tuple[float, float]]]) -> dict[str, float]:

@@ -58,7 +58,6 @@ class TokenStore(Sequence[Tokens]):
         path: an Arrow stream, as :func:`write_store` writes it.
 
     Attributes:
-        rooms: ``[documents]`` int64 the longest that each can become.
         num_pieces: ``[documents]`` int64.
     """
 
@@ -68,12 +67,23 @@ class TokenStore(Sequence[Tokens]):
         self._table = datasets.Dataset.from_file(str(path))
         lengths = self._table.data.column("lengths").combine_chunks()
         self.num_pieces: NDArray[np.int64] = np.asarray(lengths.value_lengths(), dtype=np.int64)
-        before = np.r_[0, np.cumsum(lengths.flatten().to_numpy(), dtype=np.int64)]
-        ends = np.cumsum(self.num_pieces)
-        self.rooms: NDArray[np.int64] = room(before[ends] - before[ends - self.num_pieces], self.num_pieces)
+        # Tokens before each piece of the whole store, and each document's first piece.
+        self._before = np.r_[0, np.cumsum(lengths.flatten().to_numpy(), dtype=np.int64)]
+        self._first = np.cumsum(self.num_pieces) - self.num_pieces
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def rooms(self, parts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the longest that each part can become.
+
+        Args:
+            parts: ``[parts, 3]`` document, first piece, and the piece behind the last one.
+        """
+        documents, starts, stops = parts.T
+        begin, end = self._first[documents] + starts, self._first[documents] + stops
+        rooms: NDArray[np.int64] = room(self._before[end] - self._before[begin], stops - starts)
+        return rooms
 
     @overload
     def __getitem__(self, index: int) -> Tokens: ...
