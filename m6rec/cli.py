@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from m6rec import text_commands
+from m6rec import compress_commands, text_commands
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
 from m6rec.screen import HistoryOption, JsonOption, RunArgument, console, parts, read_history, write_json
 
@@ -29,9 +29,11 @@ hub_app = typer.Typer(
 )
 app.add_typer(hub_app, name="hub")
 app.add_typer(text_commands.app)
+app.add_typer(compress_commands.app)
 SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
     "baselines": "m6rec.baselines:BASELINES",
+    "compressors": "m6rec.compressors:COMPRESSORS",
     "indexes": "m6rec.indexes:INDEXES",
     "sources": "m6rec.data.sources:SOURCES",
     "tasks": "m6rec.tasks:TASKS",
@@ -191,8 +193,8 @@ def rank(
     json_file: JsonOption = None,
 ) -> None:
     """Order candidates for a history with a ranking run."""
-    from m6rec.api import load
     from m6rec.config import assign
+    from m6rec.loading import load
 
     known = assign({}, parts(context, ";"))
     _show_items(load(run).rank(read_history(history), parts(candidates, ";"), known), json_file)

@@ -44,13 +44,19 @@ class EdgeRecommender:
         self._session = open_graph(self.folder / GRAPH_FILE, num_threads)
 
     def rank(
-        self, history: History, candidates: Sequence[str | Event], depth: int | None = None
+        self,
+        history: History,
+        candidates: Sequence[str | Event],
+        context: Mapping[str, Any] | None = None,
+        *,
+        depth: int | None = None,
     ) -> list[Recommendation]:
         """Return candidates (ids, titles, or mappings of an item's fields) by the probability of a yes.
 
         Args:
             history: what the user did, oldest first; may be empty.
             candidates: what to order.
+            context: what else is known of the request: nothing here asks it, for no scenes are exported.
             depth: layers to run; ``None`` = the recommender's own.
 
         Raises:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.scenes import score_in_scenes
 from m6rec.config import plain
+from m6rec.data.features import NUM_FEATURES, STATISTICS, features, statistics_of_request
 from m6rec.data.histories import Judgements, Queries
 from m6rec.data.statistics import ItemStatistics, StatisticsConfig
 from m6rec.errors import DataError, RunError
@@ -29,20 +30,15 @@ from m6rec.tasks.base import Loss, Material, Task
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.heads import load_heads, read_names, save_heads
 from m6rec.tasks.ranking_data import (
-    NUM_FEATURES,
-    STATISTICS,
     RankingBatch,
     TreeWriter,
     every_event,
-    features,
     pair_statistics,
     ranking_batch,
-    read_tree,
-    slates,
     with_sampled_negatives,
     without_history,
-    write_trees,
 )
+from m6rec.tasks.trees import read_tree, slates, write_trees
 from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer
@@ -289,14 +285,8 @@ class Ranking(Task):
         self, user: UserText, items: Sequence[tuple[int | None, Mapping[str, Any]]]
     ) -> dict[str, NDArray[np.float64]]:
         """Return the statistics of candidates for a user known by records alone."""
-        known = self.item_statistics.cpu().numpy()
         config = StatisticsConfig(threshold=self.config.threshold, smoothing=self.config.smoothing)
-        unknown = np.full(2, np.nan)
-        counted = np.array(
-            [known[place] if place is not None and place < len(known) else unknown for place, _ in items]
-        )
-        bonds = ItemStatistics.cross_of(user.events, [record for _, record in items], config)
-        return {"popularity": counted.reshape(-1, 2)[:, 0], "positive_rate": counted.reshape(-1, 2)[:, 1], **bonds}
+        return statistics_of_request(self.item_statistics.cpu().numpy(), user.events, items, config)
 
     @torch.no_grad()
     def _probabilities(self, backbone: Backbone, tree: Any, numbers: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,95 +1,23 @@
 """Labelled pairs as token trees: one trunk a stretch of history, one branch a pair. Knows no model and no loss."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m6rec.data.features import STATISTICS
 from m6rec.data.histories import Histories, Judgements, Split
 from m6rec.data.statistics import CROSS_NAMES, ItemStatistics
+from m6rec.tasks.trees import Slate
 from m6rec.text.batch import TokenBatch, branch_ends, collate
 from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer, TokenizedLayout
-
-STATISTICS = (
-    "popularity",
-    "positive_rate",
-    "user_rate",
-    "category_rate",
-    "category_count",
-    "brand_count",
-    "item_count",
-)
-NUM_FEATURES = 2 * len(STATISTICS)
-ARRAYS = ("ids", "positions", "blocks", "branches", "segments")
-
-
-@dataclass(frozen=True)
-class Slate:
-    """A stretch of one user's events, and the pairs that are judged along it.
-
-    Args:
-        user: whose.
-        start: first event of the trunk.
-        stop: end of the trunk.
-        pairs: ``[num_branches]`` numbers of the pairs.
-    """
-
-    user: int
-    start: int
-    stop: int
-    pairs: NDArray[np.int64]
-
-
-def slates(pairs: Judgements, max_events: int, max_branches: int) -> list[Slate]:
-    """Group pairs so that every one sees at least its last ``max_events // 2`` events, and each stands in one slate.
-
-    Pairs of different scenes never share a slate.
-
-    Args:
-        pairs: labelled pairs.
-        max_events: longest trunk in events.
-        max_branches: most pairs a slate; memory only.
-    """
-    scenes = np.zeros(len(pairs), dtype=np.int64) if pairs.scenes is None else pairs.scenes.astype(np.int64)
-    order = np.lexsort((pairs.lengths, scenes, pairs.users))
-    step = max(1, max_events - max_events // 2)
-    # Pairs of one user (and scene) whose visible histories end in the same stretch of `step` events share a trunk.
-    stretch = np.maximum(0, np.ceil((pairs.lengths[order] - max_events) / step)).astype(np.int64)
-    keys = np.stack([pairs.users[order].astype(np.int64), scenes[order], stretch])
-    cuts = np.flatnonzero(np.any(np.diff(keys, axis=1) != 0, axis=0)) + 1
-    result = []
-    for group in np.split(order, cuts) if len(order) else []:
-        user, longest = int(pairs.users[group[0]]), int(pairs.lengths[group].max())
-        begin = int(pairs.history.offsets[user])
-        for first in range(0, len(group), max_branches):
-            result.append(
-                Slate(user, begin + max(0, longest - max_events), begin + longest, group[first : first + max_branches])
-            )
-    return result
-
-
-def features(numbers: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> NDArray[np.float32]:
-    """Return statistics as ``[pairs, NUM_FEATURES]`` numbers of order one: each value, and whether it is known.
-
-    Percentages are centred, counts are logarithms, an unknown value is zero.
-    """
-    columns = []
-    for name in STATISTICS:
-        values = np.asarray(numbers[name], dtype=np.float64)
-        scaled = np.log1p(np.maximum(values, 0)) if name.endswith("count") else values / 50.0 - 1.0
-        columns += [np.nan_to_num(scaled), np.isfinite(values).astype(np.float64)]
-    return np.stack(columns, axis=1).astype(np.float32)
 
 
 class TreeWriter:
@@ -176,36 +104,6 @@ def ranking_batch(
         numbers=torch.from_numpy(np.concatenate(numbers)),
         labels=torch.from_numpy(answers.astype(np.int64)),
     )
-
-
-def write_trees(
-    folder: Path, trees: Iterator[TokenizedLayout], extra: Iterator[dict[str, Any]], key: Mapping[str, Any]
-) -> datasets.Dataset:
-    """Return trees as a memory-mapped dataset, written once under a name made from ``key``.
-
-    Args:
-        folder: where caches lie.
-        trees: made only when the file is not there.
-        extra: further columns of each row.
-        key: everything that the content depends on.
-    """
-    name = hashlib.sha256(json.dumps(dict(key), sort_keys=True, default=str).encode()).hexdigest()[:24]
-    path = folder / f"trees-{name}.arrow"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(f".{np.random.default_rng().integers(1 << 62):x}.part")
-        with datasets.arrow_writer.ArrowWriter(path=str(half)) as writer:
-            for tree, columns in zip(trees, extra, strict=True):
-                writer.write({**{array: getattr(tree, array).tolist() for array in ARRAYS}, **columns})
-            writer.finalize()
-        half.replace(path)
-    return datasets.Dataset.from_file(str(path))
-
-
-def read_tree(row: Mapping[str, Any]) -> TokenizedLayout:
-    """Return one cached row as a tree."""
-    ids, positions, blocks, branches, segments = (np.asarray(row[array], dtype=np.int32) for array in ARRAYS)
-    return TokenizedLayout(ids, positions, blocks, branches, segments)
 
 
 def with_sampled_negatives(positives: Judgements, num_negatives: int, seed: int) -> Judgements:

@@ -6,12 +6,13 @@ from benches.harness import Bench
 from numpy.typing import NDArray
 
 from m6rec.assemble import build
+from m6rec.data.features import features
 from m6rec.data.histories import Judgements
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.ranking_data import features, pair_statistics
+from m6rec.tasks.ranking_data import pair_statistics
 
 METRICS = ("auc", "uauc", "log_loss", "ece")
 WORDS = ("task.threshold=4", "task.history_dropout=0.5", "training.max_cpu_seconds=300")

@@ -3,17 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m6rec.data.features import NUM_FEATURES, STATISTICS, features
 from m6rec.data.histories import Histories, Judgements
 from m6rec.data.statistics import CROSS_NAMES
 from m6rec.tasks.ranking_data import (
-    NUM_FEATURES,
-    STATISTICS,
     every_event,
-    features,
-    slates,
     with_sampled_negatives,
     without_history,
 )
+from m6rec.tasks.trees import slates
 
 
 def log_of(lengths, num_items=30, seed=0):
