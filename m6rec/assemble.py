@@ -149,6 +149,8 @@ def learnt(experiment: Experiment) -> Task:
         ConfigError: the task's examples are of no scene.
     """
     scenes, task = experiment.recipe.scenes, experiment.task
+    if experiment.recipe.dense is not None:
+        raise ConfigError("a recipe with dense is taught in stages: train it by m6rec.stages.train, or m6rec train")
     if experiment.recipe.exits is not None:
         return ExitTask(task, experiment.recipe.exits)
     if scenes is None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from m6rec import api, stages
-from m6rec.assemble import open_experiment
+from m6rec.assemble import open_experiment, train_run
 from m6rec.errors import ConfigError, RunError
 from m6rec.recipe import read_recipe
 from tests.little_shop import SMALL
@@ -112,6 +112,11 @@ def test_a_schedule_mines_on_the_way(recipe, retrieval_run, tmp_path):
     training = replace(recipe.training, num_epochs=3)
     stages.train(replace(recipe, out=str(tmp_path / "run"), dense=dense, training=training))
     assert {path.name for path in (tmp_path / "run").glob("lists-*")} == {"lists-1", "lists-2"}
+
+
+def test_nobody_trains_it_without_its_lessons(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="taught in stages"):
+        train_run(replace(recipe, out=str(tmp_path / "run")))
 
 
 def test_mistakes(recipe, shop, tiny_folder, ranking_run, retrieval_run, tmp_path):
