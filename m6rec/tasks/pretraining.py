@@ -253,9 +253,8 @@ class Pretraining(Task):
         blanked = draws < config.infilling
         from_a_point_on = draws < config.infilling + (1 - config.infilling) * config.sourced
         rng = np.random.default_rng([config.seed, _ROWS])
-        self._parts = np.concatenate(
-            [_whole(store, np.flatnonzero(~blanked)), _cut(store, np.flatnonzero(blanked), rng)]
-        )
+        whole, short = (np.flatnonzero(chosen) for chosen in (~blanked, blanked))
+        self._parts = np.concatenate([_whole(store, whole), _cut(store, short, rng)])
         documents, self._rooms = self._parts[:, 0], store.rooms(self._parts)
         self._blanked = blanked[documents]
         self._sourced = self._blanked | (from_a_point_on & (store.num_pieces > 1))[documents]
@@ -325,8 +324,9 @@ def _cut(store: TokenStore, documents: NDArray[np.int64], rng: np.random.Generat
     """Return documents in parts of one to ``_LONGEST`` pieces: people ask for blanks in a sentence, not in a year."""
     parts = []
     for document in documents.tolist():
-        stops = np.cumsum(rng.integers(1, _LONGEST + 1, store.num_pieces[document]))
-        stops = [*stops[stops < store.num_pieces[document]].tolist(), int(store.num_pieces[document])]
+        count = int(store.num_pieces[document])
+        drawn = np.cumsum(rng.integers(1, _LONGEST + 1, count))
+        stops = [*drawn[drawn < count].tolist(), count]
         parts += [(document, start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
     return np.array(parts, dtype=np.int64).reshape(-1, 3)
 
