@@ -199,7 +199,7 @@ def little_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from m6rec.data.sources.world import World, WorldConfig
 
     folder = tmp_path_factory.mktemp("world") / "data"
-    prepare(World(WorldConfig(users=150, items=300, dialogues=5)), folder)
+    prepare(World(WorldConfig(users=150, items=300, dialogues=40)), folder)
     return folder
 
 

