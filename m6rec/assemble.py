@@ -215,7 +215,7 @@ def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) 
         "format": RUN_FORMAT,
         "task": experiment.recipe.task["name"],
         "tuner": experiment.recipe.tuner["name"],
-        "backbone": {"name": experiment.recipe.backbone.name, "fingerprint": experiment.backbone.fingerprint},
+        "backbone": {"name": experiment.recipe.backbone.origin, "fingerprint": experiment.backbone.fingerprint},
         "data": data_card(experiment.dataset),
         "trained_parameters": {
             "adapter": share.trained,

@@ -14,6 +14,7 @@ from m6rec.config import assign, parse, plain
 from m6rec.data.scenes import SceneConfig
 from m6rec.errors import ConfigError, UnknownNameError
 from m6rec.late_interaction.config import LateInteractionConfig
+from m6rec.runs import BASE_FOLDER
 from m6rec.tasks import TASKS
 from m6rec.training.config import TrainingConfig
 from m6rec.training.dense_config import DenseConfig
@@ -41,6 +42,11 @@ class BackboneConfig:
     def is_made(self) -> bool:
         """Whether the run makes the model itself, from the dataset's text."""
         return self.name == "new" or self.vocabulary == "used"
+
+    @property
+    def origin(self) -> str:
+        """Where the weights are from that the run started with: a name, or a folder of the run's own."""
+        return f"./{BASE_FOLDER}" if self.is_made else self.name
 
 
 @dataclass(frozen=True)

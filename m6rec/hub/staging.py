@@ -44,6 +44,7 @@ def stage(run: Path, folder: Path, base: str | None = None, *, catalogue: bool =
         _copy(run / part, folder / part, deep=True)
     _forget_places(card, tree, run.resolve().name)
     card["backbone"]["name"] = tree["backbone"]["name"] = name
+    tree["backbone"] |= {"vocabulary": "whole"}  # one that the run has cut is the base model's own by then
     if not catalogue:
         tree["task"] |= withhold_items(folder / TASK_FOLDER)
     (folder / CARD_FILE).write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")

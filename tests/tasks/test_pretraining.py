@@ -12,8 +12,10 @@ from m6rec.backbones.resolve import resolve_backbone
 from m6rec.data.dialogues import read_dialogues
 from m6rec.data.histories import SPLIT_CODES
 from m6rec.data.manifest import Manifest
-from m6rec.errors import BackboneError, ConfigError, DataError
+from m6rec.errors import BackboneError, ConfigError, DataError, HubError
+from m6rec.hub.staging import stage
 from m6rec.recipe import read_recipe
+from m6rec.runs import read_recipe_tree
 from m6rec.text.prompt import UserText
 from tests.conftest import PRETRAINED
 
@@ -83,6 +85,12 @@ def test_a_pruned_vocabulary_is_the_runs_own(little_world, tiny_folder, tmp_path
     whole, pruned = (len(resolve_backbone(folder).tokenizer) for folder in (tiny_folder, tmp_path / "run"))
     assert pruned < whole
     assert len(open_experiment(tmp_path / "run").backbone.tokenizer) == pruned
+    # Nobody else has it: it goes to the Hub beside the run, or the run stays here.
+    with pytest.raises(HubError, match="--base"):
+        stage(tmp_path / "run", tmp_path / "staged")
+    stage(tmp_path / "run", tmp_path / "staged", base="me/pruned")
+    backbone = read_recipe_tree(tmp_path / "staged")["backbone"]
+    assert (backbone["name"], backbone["vocabulary"]) == ("me/pruned", "whole")
 
 
 class TestWhatIsRead:
