@@ -75,26 +75,37 @@ def lay_out(examples: Sequence[Regions], forward: bool, dense: bool) -> Row:
         forward: whether the model reads a source only forward (the causal families).
         dense: whether it learns the source's words too, which only a forward reader can.
     """
-    columns: list[list[Ids]] = [[], [], [], [], []]
+    regions: list[_Region] = []
     for number, example in enumerate(examples, start=1):
-        regions = (np.r_[example.source, example.target],) if forward else (example.source, example.target)
         words = example.source_words & (forward and dense)
-        learnt = (np.r_[words, example.learnt],) if forward else (words, example.learnt)
-        start = 0
-        for ids, wanted, is_last in zip(regions, learnt, (True,) if forward else (False, True), strict=True):
-            # Only the example with a source lives in its trunk's block: the rest, in block 0, see nothing of it.
-            block = int(not forward and len(example.source) > 0)
-            branch = number if is_last else 0
-            _extend(columns, ids, start, block, branch, wanted)
-            start += len(ids)
-    ids, positions, blocks, branches, labels = (np.concatenate(column) for column in columns)
-    return Row(TokenizedLayout(ids, positions, blocks, branches, np.zeros_like(ids)), labels.astype(np.int64))
+        if forward:
+            both, learnt = np.r_[example.source, example.target], np.r_[words, example.learnt]
+            regions.append(_Region(both, learnt, 0, 0, number))
+        else:
+            # Only the example with a source lives in its trunk's block: the others, in block 0, see nothing of it.
+            start, block = len(example.source), int(len(example.source) > 0)
+            regions.append(_Region(example.source, words, 0, block, 0))
+            regions.append(_Region(example.target, example.learnt, start, block, number))
+    ids, positions, blocks, branches, labels = (
+        np.concatenate(columns) for columns in zip(*(region.columns() for region in regions), strict=True)
+    )
+    return Row(TokenizedLayout(ids, positions, blocks, branches, np.zeros_like(ids)), labels)
 
 
-def _extend(columns: list[list[Ids]], ids: Ids, start: int, block: int, branch: int, learnt: NDArray[np.bool_]) -> None:
-    """Add one region to the columns; each token's label is the one after it."""
-    following = np.r_[ids[1:], NOTHING] if len(ids) else ids
-    wanted = np.r_[learnt[1:], False] if len(ids) else learnt
-    values = (ids, start + np.arange(len(ids)), np.full(len(ids), block), np.full(len(ids), branch))
-    for column, value in zip(columns, (*values, np.where(wanted, following, NOTHING)), strict=True):
-        column.append(value.astype(np.int32))
+@dataclass(frozen=True)
+class _Region:
+    """Consecutive tokens of one branch (or of the trunk), and which of them are predicted."""
+
+    ids: Ids
+    learnt: NDArray[np.bool_]
+    start: int
+    block: int
+    branch: int
+
+    def columns(self) -> tuple[Ids, Ids, Ids, Ids, NDArray[np.int64]]:
+        """Return ids, positions, blocks, branches, and each token's label: the one after it, if that is predicted."""
+        count, labels = len(self.ids), np.full(len(self.ids), NOTHING, dtype=np.int64)
+        labels[:-1] = np.where(self.learnt[1:], self.ids[1:], NOTHING)
+        places = (np.arange(count) + self.start, np.full(count, self.block), np.full(count, self.branch))
+        positions, blocks, branches = (place.astype(np.int32) for place in places)
+        return self.ids, positions, blocks, branches, labels

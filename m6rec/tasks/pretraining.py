@@ -217,6 +217,7 @@ class Pretraining(Task):
         chosen = chosen[np.argsort(store.rooms(_whole(store, chosen)), kind="stable")]
         if not len(chosen):
             return None
+        training = backbone.training
         backbone.eval()
         sums: dict[str, list[tuple[float, float]]] = {}
         for start in range(0, len(chosen), _MEASURED):
@@ -224,6 +225,7 @@ class Pretraining(Task):
             batch = self._padded([lay_out([self._question(each)], self.forward_only, False) for each in documents])
             for document, nats, count in zip(documents, *row_nats(backbone, batch), strict=True):
                 sums.setdefault(document.kind, []).append((nats, count))
+        backbone.train(training)
         return _figures(sums)
 
     def _tokens(self, split: Split) -> TokenStore:
