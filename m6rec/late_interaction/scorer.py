@@ -4,6 +4,7 @@ This module knows no task: whatever scores by ``backbone(batch)`` is served unch
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -45,6 +46,9 @@ class LateScorer(WrappedBackbone):
         num_trunks: how many users' trunks are kept read, for a request that comes in pieces or comes again; 0 = none.
         branches_at_once: most candidates in one pass; speed and memory only.
 
+    Attributes:
+        version: of the caches that it can use (:func:`version_of`).
+
     Source: M6-Rec (arXiv 2205.08084), section on late interaction; PreTTR (arXiv 2004.14255) for the split.
     Differs: the trunk never sees a candidate, so its keys and values in the joint layers are shared by all of them.
 
@@ -53,6 +57,7 @@ class LateScorer(WrappedBackbone):
     """
 
     inner: LateBackbone
+    cache: SegmentCache
 
     def __init__(
         self,
@@ -62,16 +67,25 @@ class LateScorer(WrappedBackbone):
         branches_at_once: int = 128,
     ) -> None:
         super().__init__(inner)
-        version = version_of(inner)
-        self.cache = SegmentCache(version) if cache is None else cache
-        if self.cache.version != version:
-            raise CacheError(
-                f"got a segment cache of version {self.cache.version}, expected {version}: weights, tuner, layers and "
-                "granularity have to be those that it was filled with; open one with version_of(backbone)"
-            )
+        self.version = version_of(inner)
+        self.use(SegmentCache(self.version) if cache is None else cache)
         self.num_trunks, self.branches_at_once = num_trunks, branches_at_once
         self._trunks: OrderedDict[bytes, tuple[Tensor, Past]] = OrderedDict()
+        self._lock = threading.Lock()
         self.eval()
+
+    def use(self, cache: SegmentCache) -> None:
+        """Keep segments in another cache from here on: a larger one, one on disk, one that others share.
+
+        Raises:
+            CacheError: it is of another version.
+        """
+        if cache.version != self.version:
+            raise CacheError(
+                f"got a segment cache of version {cache.version}, expected {self.version}: weights, tuner, layers and "
+                "granularity have to be those that it was filled with; open one with the scorer's version"
+            )
+        self.cache = cache
 
     @torch.no_grad()
     def forward(self, batch: TokenBatch, layers: Sequence[int] | None = None) -> Float[Tensor, "batch tokens hidden"]:
@@ -118,7 +132,8 @@ class LateScorer(WrappedBackbone):
 
     def forget_trunks(self) -> None:
         """Read every user's trunk anew from here on; the segments stay cached."""
-        self._trunks.clear()
+        with self._lock:
+            self._trunks.clear()
 
     def _join(self, batch: TokenBatch) -> tuple[Junction, Float[Tensor, "batch columns hidden"], int]:
         """Return where the vectors stand, the states that enter the joint layers, and how many are virtual tokens'."""
@@ -169,12 +184,14 @@ class LateScorer(WrappedBackbone):
         if trunk.size != 1 or not self.num_trunks:
             return read(self.inner.inner, trunk, entering, walk)
         key = _digest(entering.float(), trunk.blocks, trunk.positions, trunk.keep)
-        if key not in self._trunks:
-            self._trunks[key] = read(self.inner.inner, trunk, entering, walk)
+        with self._lock:
+            found = self._trunks.pop(key, None)
+        found = read(self.inner.inner, trunk, entering, walk) if found is None else found
+        with self._lock:
+            self._trunks[key] = found
             while len(self._trunks) > self.num_trunks:
                 self._trunks.popitem(last=False)
-        self._trunks.move_to_end(key)
-        return self._trunks[key]
+        return found
 
 
 def served(backbone: Backbone) -> Backbone:

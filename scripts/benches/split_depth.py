@@ -26,12 +26,16 @@ from m6rec.tasks.ranking import RankingScorer
 
 DEPTHS = (0, 2, 3, 4, 6)
 STEPS = 80
-USERS, TIMED, PAIRS = 30, 8, 10_000
+USERS, TIMED, PAIRS = 20, 5, 4000
 SAME = (
     "task.numbers=false",
     "task.history_dropout=0.2",
+    "task.max_events=12",
+    "task.max_branches=12",
     "training.evaluate_every=null",
     "training.evaluate_first=false",
+    "training.select_on=null",
+    "training.select_lowest=false",
 )
 
 

@@ -8,8 +8,9 @@ import torch
 
 from m6rec.api import load
 from m6rec.assemble import build, open_experiment, open_run, train_run
-from m6rec.errors import BackboneError, ConfigError
+from m6rec.errors import BackboneError, CacheError, ConfigError
 from m6rec.late_interaction.backbone import FILE, LateBackbone
+from m6rec.late_interaction.cache import CacheConfig, SegmentCache
 from m6rec.late_interaction.scorer import LateScorer
 from m6rec.recipe import read_recipe
 from m6rec.runs import ADAPTER_FOLDER
@@ -62,6 +63,26 @@ def test_a_recommender_ranks_through_the_cache(trained) -> None:
     assert scorer.cache.stats.misses == asked
     assert [item.score for item in first] == [item.score for item in again]
     assert rec.rank("red shirt; blue shoes", []) == []
+
+
+def test_a_recommender_takes_a_cache_on_disk(trained, tmp_path) -> None:
+    scores = []
+    for _ in range(2):
+        scorer = (rec := load(trained[0])).ranker.backbone
+        scorer.use(SegmentCache(scorer.version, CacheConfig(disk=str(tmp_path / "segments"))))
+        scores.append([item.score for item in rec.rank("red shirt", ["green book", "warm lamp"])])
+    assert scorer.cache.stats.misses == 0
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    with pytest.raises(CacheError, match="open one with the scorer's version"):
+        scorer.use(SegmentCache("other weights"))
+
+
+def test_a_history_of_one_event_and_of_2000(trained) -> None:
+    rec = load(trained[0])
+    long = [{"item": "red shirt"}] * 1990 + [{"item": "blue shoes"}] * 10
+    recent = rec.rank(long[-6:], ["green book"])  # what the task shows of a history
+    assert rec.rank(long, ["green book"])[0].score == pytest.approx(recent[0].score, abs=0.05)
+    assert 0 < rec.rank("red shirt", ["green book"])[0].score < 1
 
 
 def test_a_run_goes_on_from_another_ones_table(trained, shop, tiny_folder, tmp_path) -> None:

@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -66,6 +67,15 @@ def test_the_trunk_is_read_once_for_a_request_in_pieces(tiny_backbone, monkeypat
     equal(scorer, layout(TRUNK, BRANCHES[:2]))
     monkeypatch.setattr("m6rec.late_interaction.scorer.read", lambda *_: pytest.fail("the trunk was read again"))
     equal(scorer, layout(TRUNK, BRANCHES[2:]))
+
+
+def test_threads_share_a_scorer(tiny_backbone) -> None:
+    scorer = LateScorer(late(tiny_backbone("gpt2"), 2), num_trunks=1)
+    trees = [batch(layout(TRUNK[:size], [(2, [[20 + size], [30]])])) for size in (1, 2, 3, 4, 5)]
+    expected = [scorer.inner(tree) for tree in trees]
+    with ThreadPoolExecutor(4) as pool:
+        for states, right in zip(pool.map(scorer, trees * 8), expected * 8, strict=True):
+            close(states, right)
 
 
 def test_a_history_of_one_event_and_of_none(tiny_backbone) -> None:
