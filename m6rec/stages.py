@@ -266,6 +266,9 @@ def taught(
     ranker.load_state_dict(teachers.ranker.state_dict())
 
     def anew(epoch: int) -> Lists:
+        if task.trains_backbone:  # the texts read otherwise by now
+            task.catalogue.vectors = task.material.search_vectors = None
+            task.encode(experiment.backbone)
         retriever = Retriever(task, experiment.backbone, config.hard.index)
         return Miner(retriever, teachers.judge, config.hard.depth, f"epoch {epoch}").mine(folder / f"lists-{epoch}")
 

@@ -24,7 +24,7 @@ from m6rec.nn.teaching import listwise_cross_entropy, listwise_kl, margin_mse
 from m6rec.tasks.base import Loss, WrappedTask
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.windows import Window
-from m6rec.training.dense_config import DenseConfig
+from m6rec.training.dense_config import DenseConfig, HardConfig
 from m6rec.training.judges import Ranker
 from m6rec.training.lists import Lists
 from m6rec.training.mining import target_events
@@ -105,7 +105,7 @@ class DenseRetrieval(WrappedTask):
             raise ConfigError("hard negatives, pseudo labels, a guide and distillation need a teacher's lists")
         self.config, self.lessons = config, lessons
         self.num_items = inner.material.table.num_items
-        self._taken = TakenItems(inner.material.train)
+        self._taken, self._mined = TakenItems(inner.material.train), 0
         self.ranker = lessons.ranker.requires_grad_(config.distil.joint) if lessons else None
         self._pseudo = lessons.pseudo.windows if lessons and lessons.pseudo else []
         if lessons:
@@ -125,26 +125,18 @@ class DenseRetrieval(WrappedTask):
         hard = self.config.hard
         kept = sure_negatives(self.lessons.ranker.probabilities(lists.numbers), lists.ids, hard.rule, hard.threshold)
         if hard.num:
-            logger.info(
-                "hard negatives: %.1f of %.1f mined items a position are sure (%s %g); %.1f%% of positions have none",
-                kept.sum(1).mean(), (lists.ids[:, 1:] >= 0).sum(1).mean(), hard.rule, hard.threshold,
-                100 * (~kept.any(1)).mean(),
-            )  # fmt: skip
-            if not kept.any():
-                logger.warning(
-                    "no mined item is a sure negative under %s %g: all hard negatives are random ones; raise "
-                    "dense.hard.threshold or take another dense.hard.rule",
-                    hard.rule, hard.threshold,
-                )  # fmt: skip
+            _tell(kept, lists.ids[:, 1:] >= 0, hard)
         self.lists, self._kept = lists, torch.from_numpy(kept)
         self._ids = torch.from_numpy(lists.ids.astype(np.int64))
 
     def refresh(self, backbone: Backbone, epoch: int) -> None:
-        """Bring the inner task up to date, and mine anew where the schedule says so."""
+        """Bring the inner task up to date, and take in the lists that the schedule has mined last."""
         super().refresh(backbone, epoch)
         every = self.config.hard.refresh_every
-        if self.lessons is not None and self.lessons.mine is not None and every and epoch and epoch % every == 0:
-            self._take_in(self.lessons.mine(epoch))
+        latest = epoch - epoch % every if every else 0
+        if self.lessons is not None and self.lessons.mine is not None and latest > self._mined:
+            self._take_in(self.lessons.mine(latest))
+            self._mined = latest
 
     def examples(self) -> "Sequence[Window]":
         """Return the log's windows, and the pseudo-labelled ones after them."""
@@ -298,6 +290,20 @@ class DenseRetrieval(WrappedTask):
             own = listwise_cross_entropy(teacher, keep)
             value, figures = value + own, figures | {"ranker": float(own.detach())}
         return value * share, figures
+
+
+def _tell(kept: NDArray[np.bool_], mined: NDArray[np.bool_], hard: HardConfig) -> None:
+    """Log how many of the mined items are sure negatives."""
+    logger.info(
+        "hard negatives: %.1f of %.1f mined items a position are sure (%s %g); %.1f%% of positions have none",
+        kept.sum(1).mean(), mined.sum(1).mean(), hard.rule, hard.threshold, 100 * (~kept.any(1)).mean(),
+    )  # fmt: skip
+    if not kept.any():
+        logger.warning(
+            "no mined item is a sure negative under %s %g: all hard negatives are random ones; raise "
+            "dense.hard.threshold or take another dense.hard.rule",
+            hard.rule, hard.threshold,
+        )  # fmt: skip
 
 
 class Joined(Sequence[Window]):

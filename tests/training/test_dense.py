@@ -154,6 +154,9 @@ class TestHardNegatives:
             task.refresh(experiment.backbone, epoch)
         assert asked == [2]
         assert not before.equal(task._ids)
+        # Resumed in the epoch after: the lists in use are those that were mined last.
+        taught(experiment, config, given).refresh(experiment.backbone, 3)
+        assert asked == [2, 2]
 
 
 class TestGuide:
