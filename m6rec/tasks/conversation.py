@@ -292,7 +292,12 @@ class Conversation(Task):
         """Return recall over the whole catalogue, one question a recommended item, and the reply's nats a token.
 
         What was named before may be recommended again, as in the published figures.
+
+        Raises:
+            RunError: a loaded run has no dialogues.
         """
+        if not self._dialogues:
+            raise RunError("this task was loaded for inference; build it over a dataset to train or evaluate it")
         known = _sample(list(moments(self._dialogues[split])), at_most, seed)
         asked = [moment for moment in moments(self._dialogues[split]) if moment.recommends]
         if not asked:

@@ -203,6 +203,9 @@ def test_it_measures_itself(make):
     assert task.measure(backbone, "valid", at_most=1)["recall@50"] == 1.0
     task._dialogues["valid"] = []
     assert task.measure(backbone, "valid") is None
+    task._dialogues = {}
+    with pytest.raises(RunError, match="loaded for inference"):
+        task.measure(backbone, "valid")
 
 
 def test_without_replies_the_backbone_stays(make):
