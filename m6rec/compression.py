@@ -5,23 +5,35 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
 
 from m6rec.assemble import Experiment, learnt, open_experiment, train_run, validator, versions
 from m6rec.backbones.base import Backbone
 from m6rec.compressors import COMPRESSORS
 from m6rec.compressors.base import Subject
 from m6rec.config import assign, parse, plain
+from m6rec.data.histories import Judgements
 from m6rec.distillation.relations import RelationConfig, RelationTask
-from m6rec.errors import ConfigError, RunError
+from m6rec.errors import ConfigError, RunError, UnknownNameError
+from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import check_recipe
 from m6rec.runs import CARD_FILE
 from m6rec.tasks.base import Task
+from m6rec.tasks.ranking import Answer, Ranking
 
 COMPRESSION_FILE = "compression.json"
 # What a compressor leaves to the recipe when it trains.
-RECIPE_PARTS = ("training", "tuner", "task", "seed")
+RECIPE_PARTS = ("training", "tuner", "task", "exits", "seed")
+EDGE = "edge"
+# Pairs that settle what a folder without torch is worth, at every depth.
+JUDGED_PAIRS = 1000
 # The best weights by validation may be those from before a ramp, or before an exit has learnt anything.
 TO_THE_END = {"evaluate_every": None, "evaluate_first": False, "select_on": None, "patience": None}
 Wrap = Callable[[Task, Backbone], Task]
@@ -33,9 +45,10 @@ def compress_run(folder: str | Path, method: str, words: Sequence[str]) -> dict[
 
     Args:
         folder: the run's.
-        method: name on the compressors shelf.
-        words: ``out=FOLDER``, ``data=FOLDER`` where the dataset has moved, settings of the method, and of the recipe
-            where the method trains (``training.max_steps=200``).
+        method: name on the compressors shelf; or of a recipe of several (``edge``, or the path of a YAML file), whose
+            finished stages are not done again.
+        words: ``out=FOLDER``, ``data=FOLDER`` where the dataset has moved, settings of the method (of a recipe:
+            ``share.groups=2``), and of the run's recipe where the method trains (``training.max_steps=200``).
 
     Returns:
         The card.
@@ -45,20 +58,69 @@ def compress_run(folder: str | Path, method: str, words: Sequence[str]) -> dict[
         ConfigError: settings that neither the method nor the recipe has, or no ``out``.
         RunError: no such run, or one that cannot be compressed so.
     """
-    kind = COMPRESSORS.load(method)
     tree = assign({}, words)
     out, data = tree.pop("out", None), tree.pop("data", None)
     if out is None:
         raise ConfigError(f"missing out=FOLDER: m6rec compress {folder} {method} out=RUN2")
     if Path(out).resolve() == Path(folder).resolve():
         raise ConfigError(f"out: got the run itself ({out}), expected another folder")
-    changes = {name: tree.pop(name) for name in RECIPE_PARTS if name in tree}
-    compressor = kind(parse(kind.Config, tree, method))
-    subject = subject_of(open_experiment(folder, data), Path(folder), changes)
-    told = compressor.compress(subject, Path(out))
+    stages = read_stages(method)
+    if stages is None:
+        return _compress(Path(folder), method, tree, Path(out), data)
+    return _compress_in_stages(Path(folder), stages, tree, Path(out), data)
+
+
+def read_stages(method: str) -> list[dict[str, Any]] | None:
+    """Return the stages of a recipe of several methods, or ``None`` where ``method`` is one method.
+
+    Raises:
+        UnknownNameError: neither a method nor such a recipe.
+        ConfigError: a recipe that is no list of methods with settings.
+    """
+    if method in COMPRESSORS:
+        return None
+    shipped = resources.files("m6rec.recipes").joinpath(f"{method}.yaml")
+    path = Path(method) if Path(method).suffix in (".yaml", ".yml") else shipped
+    if not path.is_file():
+        raise UnknownNameError("compressor", method, [*COMPRESSORS, EDGE])
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    stages = tree.get("stages") if isinstance(tree, dict) else None
+    if not stages or not all(isinstance(stage, dict) and "method" in stage for stage in stages):
+        raise ConfigError(f"{method}: got no `stages`, expected a list of mappings with `method` and its settings")
+    return list(stages)
+
+
+def _compress_in_stages(
+    folder: Path, stages: Sequence[Mapping[str, Any]], tree: Mapping[str, Any], out: Path, data: str | None
+) -> dict[str, Any]:
+    """Hand a run from stage to stage; the last one's result lies in ``out``, what is done is not done again."""
+    own = {stage["method"] for stage in stages}
+    if strangers := set(tree) - own - set(RECIPE_PARTS):
+        raise UnknownNameError("setting", sorted(strangers)[0], [*own, *RECIPE_PARTS])
+    shared, cards = {name: value for name, value in tree.items() if name in RECIPE_PARTS}, []
+    for number, stage in enumerate(stages, start=1):
+        method = stage["method"]
+        place = out if number == len(stages) else out / "stages" / f"{number}-{method}"
+        settings = merged({name: value for name, value in stage.items() if name != "method"}, tree.get(method, {}))
+        if (place / COMPRESSION_FILE).is_file():
+            cards.append(json.loads((place / COMPRESSION_FILE).read_text(encoding="utf-8")))
+        else:
+            logger.info("stage %d of %d: %s", number, len(stages), method)
+            cards.append(_compress(folder, method, merged(settings, shared), place, data))
+        folder = place
+    return {**cards[-1], "stages": cards[:-1]}
+
+
+def _compress(folder: Path, method: str, tree: Mapping[str, Any], out: Path, data: str | None) -> dict[str, Any]:
+    kind = COMPRESSORS.load(method)
+    changes = {name: tree[name] for name in RECIPE_PARTS if name in tree}
+    own = {name: value for name, value in tree.items() if name not in RECIPE_PARTS}
+    compressor = kind(parse(kind.Config, own, method))
+    subject = subject_of(open_experiment(folder, data), folder, changes)
+    told = compressor.compress(subject, out)
     card = {"method": method, "settings": plain(compressor.config), "of": str(folder), **told, "versions": versions()}
-    (Path(out) / COMPRESSION_FILE).write_text(json.dumps(_known(card), indent=1, default=float), encoding="utf-8")
-    return _known(card)
+    (out / COMPRESSION_FILE).write_text(json.dumps(_known(card), indent=1, default=float), encoding="utf-8")
+    return dict(_known(card))
 
 
 def _known(value: Any) -> Any:
@@ -70,18 +132,18 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def subject_of(experiment: Experiment, folder: Path, changes: Mapping[str, Any] | None = None) -> Subject:
+def subject_of(experiment: Experiment, folder: Path, always: Mapping[str, Any] | None = None) -> Subject:
     """Return an opened run as compressors want it.
 
     Args:
         experiment: the run over its dataset.
         folder: the run's.
-        changes: settings of the recipe that every retraining takes.
+        always: settings of the recipe that every retraining takes.
     """
     recipe = plain(experiment.recipe)
 
-    def retrain(out: Path, own: Mapping[str, Any], wrap: Wrap | None = None, distil: bool = False) -> Subject:
-        tree = merged(merged(recipe, {"training": TO_THE_END, **own}), {**(changes or {}), "out": str(out)})
+    def retrain(out: Path, changes: Mapping[str, Any], wrap: Wrap | None = None, distil: bool = False) -> Subject:
+        tree = merged(merged(recipe, {"training": TO_THE_END, **changes}), {**(always or {}), "out": str(out)})
 
         def wrapped(fresh: Experiment) -> Task:
             task = learnt(fresh)
@@ -92,16 +154,39 @@ def subject_of(experiment: Experiment, folder: Path, changes: Mapping[str, Any] 
             _, result = train_run(check_recipe(tree), resume=True, wrap=wrapped)
             if result.interrupted:
                 raise RunError(f"{out}: interrupted; run the same command again to go on")
-        return subject_of(open_experiment(out, experiment.recipe.data), out, changes)
+        return subject_of(open_experiment(out, experiment.recipe.data), out, always)
 
     def measure(backbone: Backbone) -> dict[str, float]:
-        experiment.backbone = backbone
-        judge = validator(experiment)
-        if judge is None:
+        validate = validator(replace(experiment, backbone=backbone))
+        if validate is None:
             logger.warning("%s holds nothing out for validation: no quality is told", experiment.recipe.data)
-        return {} if judge is None else judge(0)
+        return {} if validate is None else validate(0)
 
-    return Subject(folder, recipe, experiment.backbone, experiment.task, retrain, measure)
+    def judge(answer: Answer) -> dict[str, float]:
+        assert isinstance(experiment.task, Ranking)
+        pairs = experiment.task.pairs("valid")
+        pairs = pairs.take(np.sort(np.random.default_rng(0).permutation(len(pairs))[:JUDGED_PAIRS]))
+        return evaluate_pairs(_Answered(experiment.task, answer), pairs).means() if len(pairs) else {}
+
+    return Subject(folder, recipe, experiment.backbone, experiment.task, retrain, measure, judge)
+
+
+class _Answered:
+    """A ranking task that something other than its backbone answers.
+
+    Args:
+        task: over its dataset.
+        answer: tree, numbers -> probabilities.
+    """
+
+    name = "compressed"
+
+    def __init__(self, task: Ranking, answer: Answer) -> None:
+        self.task, self.answer = task, answer
+
+    def score_pairs(self, pairs: Judgements) -> NDArray[np.float32]:
+        """Return ``[num_pairs]`` probabilities."""
+        return self.task.score_trees(pairs, "valid", self.answer)
 
 
 def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,10 +198,7 @@ def merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     result = copy.deepcopy(dict(tree))
     for name, value in changes.items():
         own = result.get(name)
-        other = (
-            isinstance(value, Mapping) and "name" in value and "name" in (own or {}) and value["name"] != own["name"]
-        )
-        if isinstance(value, Mapping) and isinstance(own, Mapping) and not other:
+        if isinstance(value, Mapping) and isinstance(own, Mapping) and value.get("name") in (None, own.get("name")):
             result[name] = merged(own, value)
         else:
             result[name] = copy.deepcopy(value)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from m6rec.backbones.anatomy import anatomy_of, part
 from m6rec.backbones.base import Backbone
+from m6rec.config import parse
 from m6rec.errors import BackboneError
 
 CONFIG_KEY, WEIGHTS_FILE = "m6rec_structure", "model.safetensors"
@@ -135,7 +136,7 @@ def set_layers(model: Any, layers: list[nn.Module]) -> None:
     for place, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = place
+                setattr(module, "layer_idx", place)  # noqa: B010  (torch types every attribute as a tensor)
 
 
 def twin(layer: nn.Module) -> nn.Module:
@@ -211,8 +212,7 @@ def load_structured(source: Path, config: Any, **options: Any) -> Any:
     """
     import transformers
 
-    kept = getattr(config, CONFIG_KEY)
-    structure = Structure(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+    structure = parse(Structure, getattr(config, CONFIG_KEY))
     model = getattr(transformers, anatomy_of(config).auto).from_config(config, **options)
     _reshape(model, structure)
     weights, own = load_file(source / WEIGHTS_FILE), dict(model.named_parameters())

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from m6rec.backbones.base import Backbone
 from m6rec.tasks.base import Task
+from m6rec.tasks.ranking import Answer
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Subject:
         task: over its dataset.
         retrain: how to train its recipe anew with other settings.
         measure: backbone -> held-out figures of the run's task on it.
+        judge: the same for a ranking run that anything else answers, on fewer pairs.
     """
 
     folder: Path
@@ -31,6 +33,7 @@ class Subject:
     task: Task
     retrain: "Retrain"
     measure: Callable[[Backbone], dict[str, float]]
+    judge: Callable[[Answer], dict[str, float]]
 
 
 class Retrain(Protocol):

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,17 +12,19 @@ from typing import Any, Literal
 import numpy as np
 
 from m6rec.compressors.base import Subject
-from m6rec.compressors.cost import megabytes
+from m6rec.compressors.cost import cpu_ms, megabytes
 from m6rec.compressors.export import RankingGraph, check_parity, export_graph
 from m6rec.data.features import NUM_FEATURES
-from m6rec.edge.folder import GRAPH_FILE, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
-from m6rec.edge.recommender import feed
+from m6rec.edge.folder import GRAPH_FILE, SERVED, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
+from m6rec.edge.recommender import EdgeRecommender, feed
 from m6rec.errors import ConfigError, MissingExtraError, RunError
 from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.trees import read_tree
 from m6rec.text.tokenize import TokenizedLayout
 
 Example = tuple[TokenizedLayout, Any]
+# Requests that a folder is timed on.
+TIMED = 4
 PACKAGES = ("m6rec", "torch", "transformers", "onnx", "onnxruntime")
 logger = logging.getLogger(__name__)
 
@@ -78,8 +80,10 @@ class Quantize:
             before = megabytes(plain)
         _write_rest(subject, task, graph.depths, self.config.precision, out)
         size = megabytes(out / GRAPH_FILE)
-        logger.info("%s: %.2f MB (%.2f MB in float32), with words and items %.2f MB", out, size, before, megabytes(out))
-        return {"graph_megabytes": size, "float32_megabytes": before, "megabytes": megabytes(out), "parity": parity}
+        whole = sum(megabytes(out / name) for name in SERVED)
+        logger.info("%s: %.2f MB (%.2f MB in float32), with words and items %.2f MB", out, size, before, whole)
+        sizes = {"graph_megabytes": size, "float32_megabytes": before, "megabytes": whole}
+        return {**sizes, "parity": parity, "depths": _by_depth(subject, out, examples[:TIMED])}
 
     def _round(self, plain: Path, path: Path, examples: Sequence[Example]) -> None:
         """Write the graph in the chosen precision."""
@@ -105,6 +109,24 @@ class Quantize:
             extra_options={"MatMulConstBOnly": True},
             **options,
         )
+
+
+def _by_depth(subject: Subject, out: Path, examples: Sequence[Example]) -> list[dict[str, float]]:
+    """Return milliseconds a request (CPU, one thread) and held-out figures of a folder at every depth."""
+    edge = EdgeRecommender(out)
+
+    def answers(depth: int) -> Callable[[], object]:
+        return lambda: [edge.answer(tree, numbers, depth) for tree, numbers in examples]
+
+    costs = cpu_ms({str(depth): answers(depth) for depth in edge.card.depths})
+    return [
+        {
+            "depth": depth,
+            "ms": costs[str(depth)] / len(examples),
+            **subject.judge(lambda tree, numbers, depth=depth: edge.answer(tree, numbers, depth)),  # type: ignore[misc]
+        }
+        for depth in edge.card.depths
+    ]
 
 
 class _Reader:

@@ -14,6 +14,8 @@ from m6rec.errors import RunError
 EDGE_FORMAT = 1
 CARD_FILE, GRAPH_FILE, TOKENIZER_FILE, ITEMS_FILE = "edge.json", "model.onnx", "tokenizer.json", "items.jsonl"
 WORDS_FOLDER = "templates"
+SERVED = (CARD_FILE, GRAPH_FILE, TOKENIZER_FILE, ITEMS_FILE, WORDS_FOLDER)
+"""All that a phone needs of a folder; whatever else lies in it may stay behind."""
 INPUTS = ("ids", "positions", "blocks", "branches", "columns", "numbers")
 
 

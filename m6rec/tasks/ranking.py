@@ -4,8 +4,9 @@ Knows no loop and no report.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,8 +42,9 @@ from m6rec.tasks.ranking_data import (
 from m6rec.tasks.trees import read_tree, slates, write_trees
 from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
-from m6rec.text.tokenize import TextTokenizer
+from m6rec.text.tokenize import TextTokenizer, TokenizedLayout
 
+Answer = Callable[[TokenizedLayout, NDArray[np.float32]], NDArray[np.float32]]
 logger = logging.getLogger(__name__)
 
 
@@ -241,11 +243,20 @@ class Ranking(Task):
             return Loss(F.cross_entropy(scores, batch.labels), float(len(batch.labels)))
         return _listwise(scores[:, 1] - scores[:, 0], batch)
 
-    @torch.no_grad()
     def score_pairs(
         self, backbone: Backbone, pairs: Judgements, split: Literal["valid", "test"]
     ) -> NDArray[np.float32]:
         """Return ``[num_pairs]`` probabilities of a yes from what may be known when ``split`` is predicted."""
+        return self.score_trees(pairs, split, partial(self._probabilities, backbone))
+
+    def score_trees(self, pairs: Judgements, split: Literal["valid", "test"], answer: Answer) -> NDArray[np.float32]:
+        """Return ``[num_pairs]`` probabilities from anything that answers trees (an exported graph, say).
+
+        Args:
+            pairs: what to score.
+            split: what is predicted, which says what may be known.
+            answer: tree, ``[candidates, features]`` numbers -> ``[candidates]`` probabilities.
+        """
         statistics = pair_statistics(self.statistics_for(split), pairs, past_only=False)
         groups = slates(pairs, self.config.max_events, self.config.max_branches)
         dataset, numbers = self.material.dataset, features(statistics)
@@ -254,7 +265,7 @@ class Ranking(Task):
         )
         result = np.empty(len(pairs), dtype=np.float32)
         for slate, tree in zip(groups, trees, strict=True):
-            result[slate.pairs] = self._probabilities(backbone, tree, numbers[slate.pairs])
+            result[slate.pairs] = answer(tree, numbers[slate.pairs])
         return result
 
     def rank(

@@ -42,6 +42,43 @@ def test_every_entry_is_a_compressor(name):
     assert isinstance(kind(kind.Config()), Compressor)
 
 
+@pytest.fixture(scope="module")
+def edge(ranking_run, tmp_path_factory):
+    """Return the folder and the words of the whole recipe on the little run."""
+    pytest.importorskip("onnxscript")
+    out = tmp_path_factory.mktemp("edge") / "out"
+    words = [f"out={out}", "share.embedding_rank=8", "share.groups=2", "prune.ramp=2", *QUICK]
+    compress_run(ranking_run, "edge", words)
+    return out, words
+
+
+def test_the_whole_recipe_in_one_command(edge, ranking_run):
+    out, words = edge
+    card = compress_run(ranking_run, "edge", words)
+    assert [stage["method"] for stage in card["stages"]] == ["share", "prune"]
+    assert [row["depth"] for row in card["depths"]] == [1, 2, 3]
+    assert all(row["ms"] > 0 and 0 <= row["auc"] <= 1 for row in card["depths"])
+    assert 0 < card["megabytes"] < 1
+    assert 0 <= m6rec.load(out).rank("red shirt", ["green shoes"])[0].score <= 1
+
+
+def test_what_is_done_is_not_done_again(edge, ranking_run):
+    out, words = edge
+    stages = sorted(path.name for path in (out / "stages").iterdir())
+    assert stages == ["1-share", "2-prune"]
+    trained = (out / "stages" / "1-share" / "run.json").stat().st_mtime_ns
+    (out / "compression.json").unlink()
+    (out / "model.onnx").unlink()
+    compress_run(ranking_run, "edge", words)
+    assert (out / "model.onnx").is_file()
+    assert (out / "stages" / "1-share" / "run.json").stat().st_mtime_ns == trained
+
+
+def test_a_setting_of_no_stage(ranking_run, tmp_path):
+    with pytest.raises(UnknownNameError, match="did you mean share"):
+        compress_run(ranking_run, "edge", [f"out={tmp_path}", "shore.groups=2"])
+
+
 BAD = [
     ("prunee", [], UnknownNameError, "did you mean prune"),
     ("prune", ["sparsity=1.5"], ConfigError, "sparsity: got 1.5"),
