@@ -82,5 +82,6 @@ def measure_run(
     if figures is None:
         raise DataError(f"{experiment.dataset.folder}: the {split} period holds nothing for the task {task.name!r}")
     if isinstance(task, Generation):
-        figures = {**figures, **write_held_out(task, backbone, split, min(at_most or TEXTS, TEXTS), seed).means()}
+        figures = {task.named(name): value for name, value in figures.items()}
+        figures |= write_held_out(task, backbone, split, min(at_most or TEXTS, TEXTS), seed).means()
     return Measured(experiment, split, figures, time.perf_counter() - started)

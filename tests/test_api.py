@@ -293,7 +293,7 @@ class TestRanker:
         assert shared[0].recommend("red shirt", k=5) == both.recommend("red shirt", k=5)
         expected = {weight.data_ptr() for weight in base.model.parameters()}
         for recommender in shared:
-            assert expected < {weight.data_ptr() for weight in recommender.team.ranker().backbone.model.parameters()}
+            assert expected < {weight.data_ptr() for weight in recommender.ranker.backbone.model.parameters()}
 
     def test_a_candidate_that_nobody_can_read(self, ranking_run):
         ranker = load(ranking_run)

@@ -87,6 +87,11 @@ class Recommender:
         self.team, self.run = Team(runs), runs[0]
         self.catalog = Catalog(self.team.retriever() if self.team.can_retrieve else self.run, index)
 
+    @property
+    def ranker(self) -> Run | None:
+        """The run that was trained to rank; ``None`` = there is none."""
+        return self.team.ranker() if self.team.can_rank else None
+
     def recommend(self, history: History, k: int = 10, *, exclude_history: bool = True) -> list[Recommendation]:
         """Return the ``k`` best items for a history; retrieved, and ordered by the ranker where there is one.
 

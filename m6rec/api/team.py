@@ -11,8 +11,6 @@ from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.zeroshot import ZeroShot
 
-Ranker = Ranking | ZeroShot
-
 
 class Team:
     """Runs, found by what they were trained to do.

@@ -13,6 +13,7 @@ from m6rec.errors import DataError
 from m6rec.metrics.generation import feature_coverage_ratio, feature_diversity, feature_match_ratio, overlap
 from m6rec.tasks.generation import Generation, Request
 from m6rec.tasks.grounding import Evidence, evidence
+from m6rec.tasks.passages import Passages
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,16 @@ class TextEvaluation:
 
     Args:
         task: what wrote them.
+        passages: the held-out moments, and what people wrote there.
         requests: what was asked.
-        references: what people wrote.
         written: every answer of each request, by name.
         rests: what each text rests on.
         seconds: how long the writing took.
     """
 
     task: Generation
+    passages: Passages
     requests: Sequence[Request]
-    references: Sequence[str]
     written: Sequence[dict[str, Written]]
     rests: Sequence[Evidence]
     seconds: float
@@ -39,6 +40,11 @@ class TextEvaluation:
     def texts(self) -> list[str]:
         """What was written, all answers of a request in one text."""
         return [whole(answers) for answers in self.written]
+
+    @property
+    def references(self) -> list[str]:
+        """What people wrote."""
+        return [text.whole for text in self.passages.texts]
 
     def means(self) -> dict[str, float]:
         """Return all figures, by name; case does not count, for some tokenizers know none.
@@ -94,8 +100,7 @@ def write_held_out(
     requests, started = task.requests(passages), time.perf_counter()
     written = task.write(backbone, requests, decoding)
     rests = [rests_on(task, request, whole(answers)) for request, answers in zip(requests, written, strict=True)]
-    references = [text.whole for text in passages.texts]
-    return TextEvaluation(task, requests, references, written, rests, time.perf_counter() - started)
+    return TextEvaluation(task, passages, requests, written, rests, time.perf_counter() - started)
 
 
 def rests_on(task: Generation, request: Request, text: str) -> Evidence:

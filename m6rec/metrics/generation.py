@@ -50,10 +50,11 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer
     except ImportError as error:
         raise MissingExtraError("rouge_score", "text") from error
     _check(texts, references)
-    scorer: Any = RougeScorer(list(ROUGES), use_stemmer=False)
+    scorer: Any = RougeScorer(list(ROUGES), tokenizer=DefaultTokenizer(use_stemmer=False))
     scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]
     return {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGES}
 

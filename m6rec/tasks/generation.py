@@ -46,7 +46,7 @@ class GenerationConfig:
     prompt: str = "explanation"
     """Prompt file: what is written. Its answers say which table of the dataset teaches them."""
     given: Literal["nothing", "feature"] = "nothing"
-    """``feature`` hands the model a word of the true answer, as PETER+ does; every figure then says so in its name."""
+    """``feature`` hands the model a word of the true answer, as PETER+ does; reports then say so in every name."""
     grounded: bool = False
     """Whether an answer may name only those attributes of the catalogue that its prompt holds. Inference only."""
     min_value: float | None = None
@@ -55,7 +55,7 @@ class GenerationConfig:
     """Longest stretch of history in one tree; a passage sees at least half of it."""
     max_branches: int = 24
     """Most passages in one tree; memory and speed only."""
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(min_new_tokens=1))
     """How answers are written where nobody says otherwise. Inference only."""
 
 
@@ -221,16 +221,15 @@ class Generation(Task):
             loss = self.loss(backbone, batch.to(backbone.control.device))
             nats, tokens = nats + float(loss.value) * loss.weight, tokens + loss.weight
         backbone.train(training)
-        figures = {
+        return {
             "perplexity": math.exp(nats / tokens),
             "nats_per_token": nats / tokens,
             "nats_per_answer": nats / len(passages),
             "answers": float(len(passages)),
         }
-        return {self.named(name): value for name, value in figures.items()}
 
     def named(self, figure: str) -> str:
-        """Return a figure's name, which says where the model was handed a word of the answer."""
+        """Return a figure's name for a report, which says where the model was handed a word of the answer."""
         return figure if self.config.given == "nothing" else f"{figure}[{self.config.given} given]"
 
     def requests(self, passages: Passages) -> list[Request]:

@@ -177,7 +177,7 @@ class TestHonesty:
         request = task.requests(passages)[0]
         colour = passages.texts[0].whole.split()[1].strip(",")
         assert any(f"for its {colour}" in segment.text for segment in task.form(request).layout.segments)
-        assert set(task.measure(backbone, "test")) >= {"perplexity[feature given]", "answers[feature given]"}
+        assert task.named("perplexity") == "perplexity[feature given]"
         assert all(name.endswith("[feature given]") for name in write_held_out(task, backbone, "test", 2).means())
 
     def test_a_grounded_text_names_nothing_that_it_was_not_told(self, build):
