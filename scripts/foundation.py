@@ -51,7 +51,9 @@ def pretrain(work: Path, words: list[str]) -> Path:
     if not (work / "data" / "dataset.yaml").is_file():
         prepare(World(WORLD), work / "data", PrepareConfig())
     run = work / "run"
-    train_run(read_recipe("foundation", [f"data={work / 'data'}", f"out={run}", *words]), resume=True)
+    _, result = train_run(read_recipe("foundation", [f"data={work / 'data'}", f"out={run}", *words]), resume=True)
+    if result.interrupted:
+        raise SystemExit(130)
     return run
 
 
