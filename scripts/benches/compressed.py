@@ -31,7 +31,7 @@ WORDS = ("task.threshold=4", "task.numbers=false", "task.history_dropout=0.5", "
 # The last weights: the best by validation may be those before anything was learnt.
 LAST = ("training.evaluate_every=null", "training.evaluate_first=false", "training.select_on=null")
 SMALL_EXITS = ("training.max_cpu_seconds=130", "training.batch_size=2", "training.lr=4e-4", "training.head_lr=2e-3")
-PAIRS, TIMED = 3000, 6
+PAIRS, TIMED = 1000, 6
 
 
 @dataclass(frozen=True)
