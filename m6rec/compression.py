@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from m6rec.assemble import Experiment, learnt, open_experiment, train_run, validator, versions
 from m6rec.backbones.base import Backbone
+from m6rec.baselines.base import PairScorer
 from m6rec.compressors import COMPRESSORS
 from m6rec.compressors.base import Subject
 from m6rec.config import assign, parse, plain
@@ -26,13 +27,13 @@ from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import check_recipe
 from m6rec.runs import CARD_FILE
 from m6rec.tasks.base import Task
-from m6rec.tasks.ranking import Answer, Ranking
+from m6rec.tasks.ranking import Answer, Ranking, RankingScorer
 
 COMPRESSION_FILE = "compression.json"
 # What a compressor leaves to the recipe when it trains.
 RECIPE_PARTS = ("training", "tuner", "task", "exits", "seed")
 EDGE = "edge"
-# Pairs that settle what a folder without torch is worth, at every depth.
+# Validation pairs that settle what a compressed ranking run is worth, at every depth.
 JUDGED_PAIRS = 1000
 # The best weights by validation may be those from before a ramp, or before an exit has learnt anything.
 TO_THE_END = {"evaluate_every": None, "evaluate_first": False, "select_on": None, "patience": None}
@@ -157,18 +158,23 @@ def subject_of(experiment: Experiment, folder: Path, always: Mapping[str, Any] |
         return subject_of(open_experiment(out, experiment.recipe.data), out, always)
 
     def measure(backbone: Backbone) -> dict[str, float]:
+        if isinstance(experiment.task, Ranking):
+            return _on_some_pairs(experiment.task, RankingScorer(experiment.task, backbone, "valid"))
         validate = validator(replace(experiment, backbone=backbone))
-        if validate is None:
-            logger.warning("%s holds nothing out for validation: no quality is told", experiment.recipe.data)
         return {} if validate is None else validate(0)
 
     def judge(answer: Answer) -> dict[str, float]:
         assert isinstance(experiment.task, Ranking)
-        pairs = experiment.task.pairs("valid")
-        pairs = pairs.take(np.sort(np.random.default_rng(0).permutation(len(pairs))[:JUDGED_PAIRS]))
-        return evaluate_pairs(_Answered(experiment.task, answer), pairs).means() if len(pairs) else {}
+        return _on_some_pairs(experiment.task, _Answered(experiment.task, answer))
 
     return Subject(folder, recipe, experiment.backbone, experiment.task, retrain, measure, judge)
+
+
+def _on_some_pairs(task: Ranking, scorer: PairScorer) -> dict[str, float]:
+    """Return a scorer's figures on a seeded sample of the validation pairs; none where nothing is held out."""
+    pairs = task.pairs("valid")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(pairs))[:JUDGED_PAIRS])
+    return evaluate_pairs(scorer, pairs.take(chosen)).means() if len(pairs) else {}
 
 
 class _Answered:

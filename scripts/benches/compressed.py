@@ -111,6 +111,18 @@ def quality(answer: Callable[[Request], NDArray[np.float32]], asked: Iterable[Re
     return auc(np.concatenate([request.labels for request in asked]), np.concatenate([answer(r) for r in asked]))
 
 
+def ndcg(answer: Callable[[Request], NDArray[np.float32]], asked: Iterable[Request], cutoff: int = 10) -> float:
+    """Return the mean NDCG of each request's candidates, over requests with both a yes and a no."""
+    found = []
+    for request in asked:
+        if 0 < request.labels.sum() < len(request.labels):
+            discounts = 1 / np.log2(np.arange(2, min(cutoff, len(request.labels)) + 2))
+            gains = request.labels[np.argsort(-answer(request), kind="stable")][: len(discounts)]
+            best = np.sort(request.labels)[::-1][: len(discounts)]
+            found.append(float(gains @ discounts / (best @ discounts)))
+    return float(np.mean(found))
+
+
 def ms_a_request(
     answers: dict[str, Callable[[Request], NDArray[np.float32]]], asked: Sequence[Request], repeats: int = 7
 ) -> dict[str, float]:
