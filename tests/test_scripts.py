@@ -109,7 +109,16 @@ class TestBench:
 
     def test_every_bench_is_known_here(self):
         names = {path.stem.replace("_", "-") for path in (SCRIPTS / "benches").glob("*.py")} - {"harness", "genres"}
-        assert names == {"foundation", "many-adapters", "prepare", "scenes", "scoring", "transfer", "world", *NEEDS_DATA}
+        assert names == {
+            "foundation",
+            "many-adapters",
+            "prepare",
+            "scenes",
+            "scoring",
+            "transfer",
+            "world",
+            *NEEDS_DATA,
+        }
 
     def test_prepare(self, tmp_path):
         figures = bench("prepare", tmp_path, "--work", tmp_path / "kept" / "here")
@@ -170,7 +179,9 @@ class TestBench:
     def test_on_real_data(self, shared_data, tmp_path, name):
         figures = bench(name, tmp_path, "--data", shared_data)
         assert any(
-            figure.startswith(("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6", "hit_rate", "ml_joint", "world_bleu1"))
+            figure.startswith(
+                ("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6", "hit_rate", "ml_joint", "world_bleu1")
+            )
             for figure in figures
         )
 
