@@ -34,7 +34,7 @@ COMPRESSION_FILE = "compression.json"
 RECIPE_PARTS = ("training", "tuner", "task", "exits", "seed")
 EDGE = "edge"
 # Validation pairs that settle what a compressed ranking run is worth, at every depth.
-JUDGED_PAIRS = 1000
+JUDGED_PAIRS = 500
 # The best weights by validation may be those from before a ramp, or before an exit has learnt anything.
 TO_THE_END = {"evaluate_every": None, "evaluate_first": False, "select_on": None, "patience": None}
 Wrap = Callable[[Task, Backbone], Task]
