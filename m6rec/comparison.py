@@ -17,7 +17,6 @@ from m6rec.assemble import Experiment, data_card, versions
 from m6rec.baselines import BASELINES
 from m6rec.baselines.tuning import Tuning, fit, seeded, tune
 from m6rec.config import plain
-from m6rec.data.candidates import SampledCandidates
 from m6rec.data.histories import Queries
 from m6rec.data.sources.world import World, WorldConfig
 from m6rec.data.store import Dataset
@@ -99,7 +98,7 @@ def compare_run(
     if _judges_pairs(task):
         title = f"{title}, yes or no"
     else:
-        rivals = SampledCandidates(task.config.candidates, seed) if isinstance(task, ZeroShot) else None
+        rivals = task.rivals(held_out, seed) if isinstance(task, ZeroShot) else None
         judge, oracle = partial(evaluate, candidates=rivals, seed=seed), WorldOracle.of(dataset)
     ours, ceiling = _scorer(experiment, split, name), judge(oracle, held_out) if oracle else None
     search = BaselineSearch(train, valid, trials, settings or {}, seed)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from m6rec.backbones.base import Backbone
+from m6rec.data.candidates import SampledCandidates
 from m6rec.data.histories import Histories, Judgements, Queries, Split
 from m6rec.data.statistics import ItemStatistics
 from m6rec.errors import ConfigError, RunError
@@ -132,6 +133,13 @@ class ZeroShot(Task):
             return self.material.dataset.judgements(split, self.config.threshold)
         histories = self.material.dataset.histories()
         return histories.judged(split, np.ones(histories.num_events, dtype=np.float32))
+
+    def rivals(self, queries: Queries, seed: int) -> SampledCandidates | None:
+        """Return whom a query's targets are ranked against; ``None`` = a catalogue small enough to be ranked whole."""
+        known = int(np.diff(queries.history.offsets)[queries.users].max(initial=0))
+        targets = int(np.diff(queries.target_offsets).max(initial=0))
+        few = queries.history.num_items - known - targets < self.config.candidates
+        return None if few else SampledCandidates(self.config.candidates, seed)
 
     def teach(self, pairs: Judgements) -> None:
         """Learn these pairs' sentences, and no others."""

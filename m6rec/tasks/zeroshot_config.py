@@ -33,7 +33,8 @@ class ZeroShotConfig:
     max_events: int = 20
     """Longest history in events."""
     candidates: int = 100
-    """Random unseen items beside the right ones when the task is evaluated; the metrics' names say so."""
+    """Random unseen items beside the right ones when the task is evaluated; the metrics' names say so. A catalogue in
+    which a user leaves fewer unseen is ranked whole."""
     rows_at_once: int = 128
     """Sentences read together; memory and speed only."""
     prompt: str = "zeroshot"

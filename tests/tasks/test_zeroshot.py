@@ -146,6 +146,11 @@ class TestScorer:
         found = evaluate(ZeroShotScorer(task, backbone), queries, candidates=SampledCandidates(5, 0))
         assert "ndcg@10[sampled=5]" in found.means()
 
+    def test_a_small_catalogue_is_ranked_whole(self, make) -> None:
+        queries = make("zeroshot").dataset.histories().queries("test")
+        assert make("zeroshot", "task.candidates=5").task.rivals(queries, 0) == SampledCandidates(5, 0)
+        assert make("zeroshot", "task.candidates=100").task.rivals(queries, 0) is None
+
     def test_the_catalogue_equals_its_candidates(self, build_zero) -> None:
         task, backbone, experiment = build_zero()
         queries = experiment.dataset.histories().queries("test").take(np.arange(2))
