@@ -6,12 +6,13 @@ from itertools import pairwise
 import pytest
 
 from m6rec.api import load
-from m6rec.api.writing import together
+from m6rec.api.writing import Explanation, together
 from m6rec.assemble import train_run
 from m6rec.cli import app
 from m6rec.errors import ConfigError, DataError, RunError, UnknownNameError
 from m6rec.recipe import read_recipe
-from m6rec.tasks.grounding import words_of
+from m6rec.requests import named
+from m6rec.tasks.grounding import Evidence, words_of
 from tests.little_shop import SMALL
 from tests.written_shop import prepare_written
 
@@ -89,6 +90,14 @@ class TestExplanations:
     def test_new_users_and_strangers_are_explained_too(self, recommender, runs):
         assert recommender.explain("", "g03").evidence.events == ()
         assert load(runs["explanation"]).explain(["warm lamp"], {"title": "winter shoes"}).item.title == "winter shoes"
+
+    def test_a_stranger_is_explained_without_drops(self, recommender, monkeypatch):
+        told = Explanation("a", named({"title": "winter shoes"}, 0.0), Evidence((), (0,), (), ()), (), True)
+        monkeypatch.setattr("m6rec.api.recommender.explain", lambda *_: told)
+        assert recommender.explain(HISTORY, {"title": "winter shoes"}) == told
+        assert len(recommender.explain(HISTORY, "g03").drops) == 1
+        with pytest.raises(DataError, match="the catalogue lacks"):
+            recommender.score_drops(HISTORY, {"title": "winter shoes"})
 
     def test_what_cannot_be_read_is_refused(self, recommender):
         with pytest.raises(DataError, match="event 1"):

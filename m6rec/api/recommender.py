@@ -169,21 +169,19 @@ class Recommender:
             RunError: no run ranks or retrieves.
             DataError: an item that the retrieval run's catalogue does not hold.
         """
-        score = self._scorer(item)
-        events = read_events(history, self.run.task.catalogue)
+        run = self.ranker or self.team.retriever()
+        events, score = read_events(history, run.task.catalogue), self._scorer(run, item)
         whole = score(events)
         chosen = range(len(events)) if which is None else which
         return [whole - score(events[:place] + events[place + 1 :]) for place in chosen]
 
-    def _scorer(self, item: str | Event) -> Callable[[list[dict[str, Any]]], float]:
-        """Return history -> score of an item."""
-        if not self.team.can_rank:
-            place, _ = read_candidate(self.team.retriever().task.catalogue, item)
-            if place is None:
-                raise DataError(f"got the item {item!r}, which the catalogue lacks; add it: rec.catalog.add([...])")
-            return partial(self.catalog.score, place=place)
-        run = self.team.ranker()
+    def _scorer(self, run: Run, item: str | Event) -> Callable[[list[dict[str, Any]]], float]:
+        """Return history -> score of an item, by a run that ranks or retrieves."""
         candidate = read_candidate(run.task.catalogue, item)
+        if not self.team.can_rank:
+            if candidate[0] is None:
+                raise DataError(f"got the item {item!r}, which the catalogue lacks; add it: rec.catalog.add([...])")
+            return partial(self.catalog.score, place=candidate[0])
 
         def log_odds(events: list[dict[str, Any]]) -> float:
             yes = float(self._likelihoods_of_yes(run, events, [candidate], {})[0])
@@ -208,10 +206,15 @@ class Recommender:
         events = read_events(history, catalogue)
         _, record = read_candidate(catalogue, item)
         found = explain(run, events, record, decoding_of(run, decoding))
-        if not (self.team.can_rank or self.team.can_retrieve) or not found.evidence.events:
+        if not found.evidence.events or not self._can_score(item):
             return found
-        drops = self.score_drops(history, item, found.evidence.events)
-        return replace(found, drops=tuple(drops))
+        return replace(found, drops=tuple(self.score_drops(history, item, found.evidence.events)))
+
+    def _can_score(self, item: str | Event) -> bool:
+        """Whether a run ranks, or retrieves from a catalogue that holds the item."""
+        if self.team.can_rank or not self.team.can_retrieve:
+            return self.team.can_rank
+        return read_candidate(self.catalog.retrieval.catalogue, item)[0] is not None
 
     def create(
         self,
