@@ -13,7 +13,7 @@ import yaml
 
 from m6rec.backbones.resolve import MINILM
 from m6rec.errors import HubError
-from m6rec.runs import CARD_FILE, RECIPE_FILE, TASK_FOLDER, WORDS_FOLDER, read_card, read_recipe_tree
+from m6rec.runs import CARD_FILE, EXITS_FOLDER, RECIPE_FILE, TASK_FOLDER, WORDS_FOLDER, read_card, read_recipe_tree
 from m6rec.tasks.withheld import withhold_items
 from m6rec.tuners.files import CONFIG_FILE
 from m6rec.tuners.pool import find_adapter
@@ -40,7 +40,7 @@ def stage(run: Path, folder: Path, base: str | None = None, *, catalogue: bool =
     name = card["backbone"]["name"] if base is None else base
     _check_base(name)
     _copy(find_adapter(run), folder, deep=False)
-    for part in (TASK_FOLDER, WORDS_FOLDER):
+    for part in (TASK_FOLDER, WORDS_FOLDER, EXITS_FOLDER):  # few runs have exits
         _copy(run / part, folder / part, deep=True)
     _forget_places(card, tree, run.resolve().name)
     card["backbone"]["name"] = tree["backbone"]["name"] = name

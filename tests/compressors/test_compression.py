@@ -11,6 +11,7 @@ from m6rec.compression import compress_run, merged
 from m6rec.compressors import COMPRESSORS
 from m6rec.compressors.base import Compressor
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
+from m6rec.hub.staging import stage
 
 QUICK = ["training.max_steps=2", "training.batch_size=2"]
 METHODS = {
@@ -29,6 +30,8 @@ def test_the_result_answers_and_says_what_it_costs(method, ranking_run, tmp_path
     assert all(0 <= item.score <= 1 for item in found)
     if method == "early-exit":
         assert [row["depth"] for row in card["depths"]] == [1, 2, 3]
+        stage(tmp_path / "out", tmp_path / "staged", base="me/tiny")
+        assert (tmp_path / "staged" / "exits" / "exits.safetensors").is_file()
         return
     kept = "nonzero" if method == "prune" else "parameters"
     assert card["after"][kept] < card["before"][kept]
@@ -55,7 +58,7 @@ def edge(ranking_run, tmp_path_factory):
 def test_the_whole_recipe_in_one_command(edge, ranking_run):
     out, words = edge
     card = compress_run(ranking_run, "edge", words)
-    assert [stage["method"] for stage in card["stages"]] == ["share", "prune"]
+    assert [part["method"] for part in card["stages"]] == ["share", "prune"]
     assert [row["depth"] for row in card["depths"]] == [1, 2, 3]
     assert all(row["ms"] > 0 and 0 <= row["auc"] <= 1 for row in card["depths"])
     assert 0 < card["megabytes"] < 1
