@@ -14,7 +14,6 @@ r6  the ranker as teacher too
 """
 
 import json
-import shutil
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +82,7 @@ def run(bench: Bench) -> None:
 
 
 class Ablation:
-    """Every row on one dataset, with one seed; what ``--work`` holds is not trained again.
+    """Every row on one dataset, with one seed; what ``--work`` holds is not trained again, what was stopped goes on.
 
     Args:
         bench: whose.
@@ -112,8 +111,7 @@ class Ablation:
         out, recipe = self.folder(row), self.recipe(row)
         self.bench.recipe = plain(recipe)
         if not (out / CARD_FILE).is_file():
-            shutil.rmtree(out, ignore_errors=True)
-            train_run(recipe, wrap=self.taught)
+            train_run(recipe, resume=True, wrap=self.taught)
         return open_experiment(out)
 
     def taught(self, experiment: Experiment) -> Task:
