@@ -21,7 +21,10 @@ SMALL = {
         "training.batch_size=16",
     ],
     "retrieval-flat": ["task.dim=16", "task.max_events=6", "training.batch_size=8", "training.max_steps=2"],
-    "pretrain-small": ["task.row_tokens=96", "training.batch_size=4", "training.num_epochs=null", "training.max_steps=2"],
+    "pretrain-small": [
+        *("task.row_tokens=96", "training.batch_size=4"),
+        *("training.num_epochs=null", "training.max_steps=2"),
+    ],
     "title": ["task.max_events=3", "task.max_branches=4", "training.batch_size=2", "training.max_steps=2"],
     "ranking": [
         "task.threshold=4",

@@ -81,9 +81,11 @@ class MultiVectorIndex:
         cube = _cube(vectors)
         numbers, wide = checked_entries(ids, cube.reshape(len(cube), -1), cube.shape[1] * self.dim)
         cube = wide.reshape(len(numbers), -1, self.dim)
-        kept = cube.any(-1)
-        if not kept.any(1).all():
-            raise DataError(f"got item {numbers[~kept.any(1)][0]} without a vector, expected one that is not all zeros")
+        kept: NDArray[np.bool_] = np.any(cube != 0, axis=-1)
+        if not np.any(kept, axis=1).all():
+            raise DataError(
+                f"got item {numbers[~np.any(kept, axis=1)][0]} without a vector, expected one that is not all zeros"
+            )
         return np.repeat(numbers, kept.sum(1)), cube[kept]
 
     def _keep(self, rows: NDArray[np.int64], items: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:

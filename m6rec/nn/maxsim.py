@@ -1,4 +1,4 @@
-"""Late interaction by MaxSim: every query vector finds its most similar document vector. Knows no model and no index."""
+"""Late interaction by MaxSim: every query vector finds its most similar document vector. Knows no model, no index."""
 
 import torch
 from jaxtyping import Bool, Float
