@@ -25,7 +25,7 @@ from m6rec.data.store import Dataset
 from m6rec.evaluation.texts import TextEvaluation, write_held_out
 from m6rec.metrics.generation import overlap
 
-TEXTS = {False: 200, True: 8}
+TEXTS = {False: 120, True: 8}
 WORLD_WORDS = (
     "backbone.name=foundation",
     "task.max_events=8",
@@ -78,7 +78,7 @@ def world(bench: Bench, seed: int) -> dict[str, float]:
     dataset = sample_world(bench)
     experiment = bench.train("explanation", dataset, "world", seed, WORLD_WORDS)
     figures, written = judged(bench, experiment, "world", seed)
-    bench.train("retrieval", dataset, "world-retrieval", seed, ["training.num_epochs=4"])
+    bench.train("retrieval", dataset, "world-retrieval", seed, ["training.num_epochs=8"])
     figures |= faithfulness(written, bench.work / f"world-retrieval-{seed}")
     # The same weights, which may now name what they were not told.
     experiment.task.config = replace(experiment.task.config, grounded=False)
