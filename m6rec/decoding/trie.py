@@ -1,6 +1,7 @@
 """Names that may be written, and nothing else: a trie of token ids that opens and closes at a mark.
 
-Words outside the marks are free; between two marks stands one of the given names, each at most once. Knows no task.
+Between two marks stands one of the given names, each at most once; the words outside are free, or a trie of their own.
+Knows no task.
 """
 
 import math
@@ -81,6 +82,8 @@ class NamesInMarks:
         least: how many names the answer holds at least (as far as there are as many).
         most: how many at most; 0 = none, and no mark.
         language: weight of the model's own log-likelihood against the scores.
+        phrases: what may be said outside, a mark where a name stands; ``None`` = anything, ``least`` and ``most``
+            names in it.
 
     Raises:
         ConfigError: the longest name does not fit into an answer.
@@ -98,8 +101,10 @@ class NamesInMarks:
         least: int = 1,
         most: int = 3,
         language: float = 0.2,
+        phrases: Trie | None = None,
     ) -> None:
         self.trie, self.mark, self.ends, self.max_tokens = trie, mark, ends, max_tokens
+        self.phrases = phrases
         self.log_scores, self.language = torch.tensor(log_scores, dtype=torch.float32), language
         count = len(trie.root.names)
         self.least, self.most = min(least, count, most), min(most, count)
@@ -115,6 +120,8 @@ class NamesInMarks:
         done, open_name = self.read(ids)
         if open_name is not None:
             return self._inside(open_name, done, logits)
+        if self.phrases is not None:
+            return self._along(self.phrases, ids, logits)
         left = self.max_tokens - len(ids)
         missing = self.least - len(done)
         allowed = logits.clone()
@@ -127,6 +134,19 @@ class NamesInMarks:
             return only
         if len(done) >= self.most or left < self._room:
             allowed[self.mark] = -torch.inf
+        return allowed
+
+    def _along(
+        self, phrases: Trie, ids: Sequence[int], logits: Float[Tensor, " vocabulary"]
+    ) -> Float[Tensor, " vocabulary"]:
+        """Go on with a phrase."""
+        pieces = split(ids, self.mark)
+        # Of each name its place alone belongs to the phrase.
+        said = [token for number, piece in enumerate(pieces[0::2]) for token in [self.mark] * bool(number) + piece]
+        node, allowed = phrases.find(said), torch.full_like(logits, -torch.inf)
+        if node is not None:
+            ways = sorted({*node.children, *(self.ends if node.ends is not None else ())})
+            allowed[ways] = logits.log_softmax(0)[ways].clamp(min=_LEAST)
         return allowed
 
     def read(self, ids: Sequence[int]) -> tuple[list[int], list[int] | None]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from m6rec.tasks.conversation_data import NOTHING, ConversationBatch, DialogueWo
 from m6rec.tasks.encoding import SegmentEncoder
 from m6rec.tasks.evidence import BASE_TERMS, Asked, Evidence, Mentions, trait_fields
 from m6rec.tasks.heads import load_heads, read_names, read_tensors, save_heads
+from m6rec.tasks.phrases import Heard
 from m6rec.tasks.titles import Titles
 from m6rec.text.batch import TokenBatch, collate
 from m6rec.text.prompt import Prompt
@@ -60,6 +62,9 @@ class ConversationConfig:
     """How many items the retriever brings to a reply, for the language model to choose among. Inference only."""
     language: float = 0.2
     """Weight of the language model in that choice; 0 = the retriever alone. Inference only."""
+    words: Literal["heard", "free"] = "heard"
+    """What stands around the titles: phrases heard in training, among which the model chooses, so that a reply can
+    neither make an item up nor say of one what is true of another; or whatever the model writes. Inference only."""
     ask_below: float | None = None
     """Ask back where the retriever's first ten hold less probability; null = as validation tells moments at which
     people recommended from those at which they did not. Inference only."""
@@ -80,6 +85,7 @@ class Conversation(Task):
         backbone: gives tokenizer and widths.
         mentions: what training dialogues name.
         fields: the items' fields whose values are traits.
+        heard: phrases that training dialogues hold.
 
     Source: M6-Rec (2205.08084) section 3 for the dialogue as source and the reply as target; the terms are those of
         item-kNN, BM25 and sentence encoders.
@@ -99,10 +105,11 @@ class Conversation(Task):
         backbone: Backbone,
         mentions: Mentions,
         fields: Sequence[str],
+        heard: Heard | None = None,
     ) -> None:
         super().__init__()
         self.config, self.catalogue, self.renderer = config, catalogue, renderer
-        self.mentions, self.fields = mentions, tuple(fields)
+        self.mentions, self.fields, self.heard = mentions, tuple(fields), heard or Heard((), ())
         self.tokenizer, self.prompt = TextTokenizer(backbone.tokenizer), Prompt(config.prompt)
         self.max_tokens, self.vocabulary = backbone.max_tokens, len(backbone.tokenizer)
         self.encoder = SegmentEncoder("source", "mean", max_tokens=config.item_tokens)
@@ -130,6 +137,7 @@ class Conversation(Task):
         task._dialogues = dialogues
         known = [moment for moment in moments(dialogues["train"]) if config.reply or moment.recommends]
         task._moments = _sample(known, config.learn_from, material.seed)
+        task.heard = Heard.of([task.words.pieces(moment.reply) for moment in known], task.words.titles)
         if not any(moment.recommends for moment in task._moments):
             raise DataError(
                 f"{dataset.folder} has no training dialogue in which the system recommends an item; prepare a source "
@@ -327,7 +335,7 @@ class Conversation(Task):
 
     def save(self, folder: Path) -> None:
         """Write weights, catalogue and counts."""
-        save_heads(self, folder, {"fields": list(self.fields)})
+        save_heads(self, folder, {"fields": list(self.fields), "asks": self.heard.asks, "offers": self.heard.offers})
         self.catalogue.save(folder / "catalogue")
         save_file(self.mentions.tensors(), folder / "mentions.safetensors")
 
@@ -340,8 +348,9 @@ class Conversation(Task):
     def load(cls, config: ConversationConfig, folder: Path, renderer: Renderer, backbone: Backbone) -> "Conversation":
         """Read what ``save`` wrote."""
         mentions = Mentions.of(read_tensors(folder / "mentions.safetensors"))
-        catalogue, fields = Catalogue.load(folder / "catalogue"), read_names(folder)["fields"]
-        task = cls(config, catalogue, renderer, backbone, mentions, fields)
+        catalogue, names = Catalogue.load(folder / "catalogue"), read_names(folder)
+        heard = Heard(tuple(names["asks"]), tuple(map(tuple, names["offers"])))
+        task = cls(config, catalogue, renderer, backbone, mentions, names["fields"], heard)
         load_heads(task, folder)
         return task
 

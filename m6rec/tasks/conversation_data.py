@@ -129,7 +129,7 @@ class DialogueWords:
         return self.prompt.layout(self.renderer, UserText(turns=turns), [candidate])
 
     def _lesson(self, moment: Moment) -> Layout:
-        pieces = self._pieces(moment.reply)
+        pieces = self.pieces(moment.reply)
         layout = self._layout(moment.turns, len(pieces) > 1, moment.reply.text)
         branch = [
             part
@@ -138,8 +138,8 @@ class DialogueWords:
         ]
         return replace(layout, branches=(tuple(branch),))
 
-    def _pieces(self, reply: Turn) -> list[str]:
-        """Return words, title, words, title, ..., words."""
+    def pieces(self, reply: Turn) -> list[str]:
+        """Return a reply as words, title, words, title, ..., words."""
         pieces, start = list[str](), 0
         for found in self.titles.find(reply.text, frozenset(reply.items)):
             pieces += [reply.text[start : found.start], self.names[found.item]]

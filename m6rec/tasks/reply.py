@@ -17,6 +17,7 @@ from m6rec.decoding.trie import NamesInMarks, Trie, split
 from m6rec.decoding.write import advance
 from m6rec.errors import RunError
 from m6rec.tasks.conversation import Conversation, confidence
+from m6rec.text.dialogue import defused
 
 _CLINGS = frozenset(".,;:!?)'")
 
@@ -116,22 +117,43 @@ class Replier:
         # Whoever has said nothing has given no evidence, whatever sells best.
         recommends = bool(brought) and sure >= float(self.task.threshold) and any(turn.text.strip() for turn in turns)
         ends = frozenset({self.task.tokenizer.control_ids["[EOS]"]})
+        trie = Trie(names if recommends else [])
         constraint = NamesInMarks(
-            Trie(names if recommends else []),
+            trie,
             [float(scores[item.place]) for item in brought] if recommends else [],
             words.mark,
             ends,
             room,
             most=self.task.config.most_items,
             language=self.task.config.language,
+            phrases=self._phrases(trie, room) if self.task.config.words == "heard" else None,
         )
         opening = Opening(words.opening(turns, recommends, room), ends, constraint)
         return Plan(opening, tuple(brought) if recommends else (), sure)
 
+    def _phrases(self, names: Trie, room: int) -> Trie | None:
+        """Return what may be said around names, or asked where there are none; ``None`` = no question was heard."""
+        heard, mark = self.task.heard, self.task.words.mark
+        most = min(self.task.config.most_items, len(names.root.names))
+        if not most:
+            asks = [ask for ask in self.task.tokenizer.texts([defused(ask, ()) for ask in heard.asks]) if ask]
+            asks = [ask for ask in asks if len(ask) < room and mark not in ask]
+            return Trie(asks) if asks else None
+        # Names alone can always be said.
+        phrases = [[mark]]
+        for offer in heard.offers:
+            first, *rest = self.task.tokenizer.texts([defused(part, ()) for part in offer])
+            phrase = [*first, *(token for part in rest for token in [mark, *part])]
+            longest = len(phrase) + len(rest) * (names.longest + 1)
+            if phrase.count(mark) == len(rest) <= most and longest < room:
+                phrases.append(phrase)
+        return Trie(phrases)
+
     def _brought(self, scores: Tensor) -> tuple[list[Recommended], list[list[int]]]:
         """Return the best items that have a title which fits into a reply, with its tokens."""
         best = scores.topk(min(self.task.config.brought, len(scores)))
-        titles = self.task.tokenizer.texts([self.task.words.names[place] for place in best.indices.tolist()])
+        names = [defused(self.task.words.names[place], ()) for place in best.indices.tolist()]
+        titles = self.task.tokenizer.texts(names)
         found = [
             (Recommended(place, float(torch.tensor(score).exp())), title)
             for place, score, title in zip(best.indices.tolist(), best.values.tolist(), titles, strict=True)

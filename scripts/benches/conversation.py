@@ -9,6 +9,7 @@ ReDial with its full training part, which we do not have: UniCRS .050 / .215 / .
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,19 @@ def run(bench: Bench) -> None:
         source = Resplit(kind(kind.Config(path=str(folder))), 10 if bench.quick else 1)
         out = bench.work / f"conversation-{name}-data"
         prepare(source, out, PrepareConfig(split="given"))
-        recommend(bench, name, Dataset.open(out), released(folder))
+        dataset, pairs = Dataset.open(out), released(folder)
+        parts = [
+            bench.once(f"conversation-{name}-{seed}", partial(recommend, bench, name, dataset, pairs, seed))
+            for seed in range(bench.seeds)
+        ]
+        bench.average({figure: [part["figures"][figure] for part in parts] for figure in parts[0]["figures"]})
+        bench.details[name] = [part["notes"] for part in parts]
+        for row in BASELINES:
+            bench.ratio(f"{name}_over_{row}", f"{name}_recall@10", f"{name}_{row}_recall@10")
     bench.figures["redial_over_target"] = bench.figures["redial_recall@10"] / TARGET
-    talk(bench)
+    talked = bench.once("conversation-world", partial(talk, bench))
+    bench.figures |= talked["figures"]
+    bench.details["replies"] = talked["replies"]
     bench.protocol = {
         "candidates": "full catalogue",
         "questions": "one for each recommended item of the release's turns",
@@ -60,35 +71,30 @@ def run(bench: Bench) -> None:
     }
 
 
-def recommend(bench: Bench, name: str, dataset: Dataset, pairs: set[tuple[str, str, str]]) -> None:
+def recommend(bench: Bench, name: str, dataset: Dataset, pairs: set[tuple[str, str, str]], seed: int) -> dict[str, Any]:
     """Train the retriever, and rank the test part by it and by each baseline."""
-    values: dict[str, list[float]] = {}
     words = ["domain=films", *(["task.item_tokens=8"] if bench.quick else [])]
-    for seed in range(bench.seeds):
-        experiment = bench.train("conversation-retrieval", dataset, f"conversation-{name}", seed, words)
-        rows = ranked(experiment, asked(dataset, pairs))
-        for row, evaluation in rows.items():
-            prefix = f"{name}_" if row == "ours" else f"{name}_{row}_"
-            for part, found in (("", evaluation), ("new_", fresh(evaluation, dataset, pairs))):
-                for cutoff in CUTOFFS:
-                    values.setdefault(f"{prefix}{part}recall@{cutoff}", []).append(found.means()[f"recall@{cutoff}"])
-        note(bench, name, rows, experiment)
-    bench.average(values)
-    for row in BASELINES:
-        bench.ratio(f"{name}_over_{row}", f"{name}_recall@10", f"{name}_{row}_recall@10")
+    experiment = bench.train("conversation-retrieval", dataset, f"conversation-{name}", seed, words)
+    known = asked(dataset, pairs)
+    rows = ranked(experiment, known)
+    figures = {}
+    for row, evaluation in rows.items():
+        prefix = f"{name}_" if row == "ours" else f"{name}_{row}_"
+        for part, found in (("", evaluation), ("new_", fresh(evaluation, known))):
+            figures |= {f"{prefix}{part}recall@{k}": found.means()[f"recall@{k}"] for k in CUTOFFS}
+    sure = intervals(rows["ours"])["recall@10"]
+    figures |= {f"{name}_recall@10_low": sure.low, f"{name}_recall@10_high": sure.high}
+    notes = compared(experiment, rows)
+    console.print(f"{name}: recall@10 {sure.mean:.4f} ({sure.low:.4f} to {sure.high:.4f}), {notes}")
+    return {"figures": figures, "notes": notes}
 
 
-def note(bench: Bench, name: str, rows: Mapping[str, Evaluation], experiment: Experiment) -> None:
-    """Keep intervals over dialogues, paired comparisons and the learnt weights."""
+def compared(experiment: Experiment, rows: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Return the learnt weights, and how far we are ahead of each baseline, dialogue by dialogue."""
     task = experiment.task
     assert isinstance(task, Conversation)
-    ours = rows["ours"]
-    sure = intervals(ours)["recall@10"]
-    bench.figures |= {f"{name}_recall@10_low": sure.low, f"{name}_recall@10_high": sure.high}
-    against = {row: vars(compare(ours, rows[row], "recall@10").difference) for row in BASELINES}
-    weights = dict(zip(task.evidence.names, task.weights.tolist(), strict=True))
-    bench.details.setdefault(name, []).append({"weights": weights, "ours_minus": against})
-    console.print(f"{name}: recall@10 {sure.mean:.4f} ({sure.low:.4f} to {sure.high:.4f}), weights {weights}")
+    ahead = {row: vars(compare(rows["ours"], rows[row], "recall@10").difference) for row in BASELINES}
+    return {"weights": dict(zip(task.evidence.names, task.weights.tolist(), strict=True)), "ahead": ahead}
 
 
 def ranked(experiment: Experiment, known: Sequence[Moment]) -> dict[str, Evaluation]:
@@ -144,9 +150,8 @@ def asked(dataset: Dataset, pairs: set[tuple[str, str, str]]) -> list[Moment]:
     return kept
 
 
-def fresh(evaluation: Evaluation, dataset: Dataset, pairs: set[tuple[str, str, str]]) -> Evaluation:
+def fresh(evaluation: Evaluation, known: Sequence[Moment]) -> Evaluation:
     """Return the questions whose answer was not named before."""
-    known = asked(dataset, pairs)
     kept = np.flatnonzero([item not in named(moment.turns) for moment in known for item in moment.reply.items])
     return replace(
         evaluation,
@@ -172,7 +177,7 @@ def released(folder: Path) -> set[tuple[str, str, str]]:
     return found
 
 
-def talk(bench: Bench) -> None:
+def talk(bench: Bench) -> dict[str, Any]:
     """Learn to reply in the sample world, on the embedded foundation; say what is said at some held-out moments."""
     out = bench.work / "conversation-world-data"
     small = WorldConfig(users=150, items=300, dialogues=30) if bench.quick else WorldConfig(users=600)
@@ -181,18 +186,18 @@ def talk(bench: Bench) -> None:
     task = experiment.task.eval()
     assert isinstance(task, Conversation)
     found = task.measure(experiment.backbone, "test", 8 if bench.quick else None) or {}
-    bench.figures |= {f"world_{name}": value for name, value in found.items()}
     known = list(moments(read_dialogues(experiment.dataset, "test")))[: 4 if bench.quick else REPLIES]
     said = Replier(task, experiment.backbone).reply([moment.turns for moment in known])
     texts = [each.text for each in said]
-    bench.figures |= {f"world_distinct@{n}": distinct(texts, n) for n in (3, 4)}
-    bench.figures["world_recommends_as_people"] = float(
-        np.mean([bool(each.items) == moment.recommends for each, moment in zip(said, known, strict=True)])
-    )
-    bench.details["replies"] = [
+    alike = [bool(each.items) == moment.recommends for each, moment in zip(said, known, strict=True)]
+    figures = {f"world_{name}": value for name, value in found.items()}
+    figures |= {f"world_distinct@{n}": distinct(texts, n) for n in (3, 4)}
+    figures |= {"world_recommends_as_people": float(np.mean(alike))}
+    replies = [
         {"turns": [turn.text for turn in moment.turns], "said": each.text, "people": moment.reply.text}
-        for moment, each in zip(known[:10], said, strict=False)
+        for moment, each in zip(known[:10], said[:10], strict=True)
     ]
+    return {"figures": figures, "replies": replies}
 
 
 class Resplit:

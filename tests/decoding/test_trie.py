@@ -78,6 +78,16 @@ def test_without_names_there_is_no_mark():
     assert allowed(rule(torch.tensor([0]), torch.zeros(SIZE))) == set(range(SIZE)) - {MARK}
 
 
+def test_phrases_say_where_names_stand():
+    rule = constraint(phrases=Trie([[0, MARK, 7], [0, MARK, 6, MARK, 7], [5]]))
+    assert allowed(rule(torch.tensor([], dtype=torch.long), torch.zeros(SIZE))) == {0, 5}
+    assert allowed(rule(torch.tensor([0]), torch.zeros(SIZE))) == {MARK}
+    assert allowed(rule(torch.tensor([0, MARK, 4, MARK]), torch.zeros(SIZE))) == {6, 7}
+    assert allowed(rule(torch.tensor([0, MARK, 4, MARK, 6, MARK, 1, 3, MARK]), torch.zeros(SIZE))) == {7}
+    assert allowed(rule(torch.tensor([0, MARK, 4, MARK, 7]), torch.zeros(SIZE))) == {END}
+    assert allowed(rule(torch.tensor([5]), torch.zeros(SIZE))) == {END}
+
+
 def test_a_forbidden_piece_of_a_name_can_still_be_written():
     """Penalties and special tokens come first; a name stands as the catalogue has it."""
     logits = torch.full((SIZE,), -torch.inf)

@@ -104,10 +104,26 @@ def test_named_items_are_real_and_stand_in_the_text(make, family):
     assert not {item.place for item in said.items} & set(named(dialogue(task)[:2]))
 
 
+def test_nothing_is_made_up(make):
+    """Around titles stand phrases heard in training, whatever the model would rather say; and so do questions."""
+    task, backbone = finished(make)
+    assert ("Then watch", ".") in task.heard.offers  # what followed was said of one film alone
+    sample = DecodingConfig(max_new_tokens=24, strategy="sample", temperature=5.0)
+    dialogues = [dialogue(task)[:2], dialogue(task)[:4], dialogue(task, "valid")[:2], ()]
+    for said in Replier(task, backbone, sample).reply(dialogues):
+        words = [said.text]
+        for item in said.items:
+            title = task.words.names[item.place]
+            words = [part for text in words for part in text.split(title, 1)]
+        words = tuple(part.strip().lower() for part in words)
+        heard = task.heard.offers if said.items else [(ask,) for ask in task.heard.asks]
+        assert words in {tuple(part.lower() for part in offer) for offer in heard} | {("", "")}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("strategy", ["greedy", "sample"])
-def test_batched_equals_single_and_streamed_equals_whole(make, family, strategy):
-    task, backbone = finished(make, family)
+@pytest.mark.parametrize(("strategy", "words"), [("greedy", "free"), ("sample", "heard")])
+def test_batched_equals_single_and_streamed_equals_whole(make, family, strategy, words):
+    task, backbone = finished(make, family, words=words)
     replier = Replier(task, backbone, DecodingConfig(max_new_tokens=24, strategy=strategy))
     dialogues = [dialogue(task)[:2], (), dialogue(task)[:4], dialogue(task, "valid")[:2]]
     together = replier.reply(dialogues)
