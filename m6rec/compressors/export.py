@@ -74,7 +74,7 @@ def export_graph(graph: RankingGraph, tree: TokenizedLayout, numbers: Any, path:
     shapes = {name: {1: tokens} for name in INPUTS[:4]} | {"columns": {0: points}, "numbers": {0: points}}
     try:
         import onnxscript  # noqa: F401  (torch's exporter wants it, and it brings onnx_ir)
-        from onnx_ir.passes.common import DeduplicateHashedInitializersPass
+        from onnx_ir.passes.common import DeduplicateInitializersPass
     except ImportError as error:
         raise MissingExtraError("onnxscript", "edge") from error
     with torch.no_grad(), merged(graph.backbone), _quiet():
@@ -89,7 +89,7 @@ def export_graph(graph: RankingGraph, tree: TokenizedLayout, numbers: Any, path:
         )
         assert program is not None
         # Layers that share weights: each has got a transposed copy of its own, which only their content tells apart.
-        DeduplicateHashedInitializersPass()(program.model)
+        DeduplicateInitializersPass(size_limit=1 << 31)(program.model)
         program.save(path, external_data=False)  # inside: until then it holds the very weights that are merged
 
 
