@@ -16,9 +16,10 @@ class ZeroShotConfig:
 
     length: Literal["sum", "mean"] = "sum"
     """What the log-probabilities of a sentence's words come to: their sum, or their mean (length-normalised)."""
-    calibration: float = 0.0
+    calibration: float | None = None
     """How much of the sentence's log-likelihood without any history is taken off: 0 = nothing, 1 = pointwise mutual
-    information."""
+    information; null = a half where items are compared, nothing where a yes and a no are told of the same item (what
+    others thought of it is then an argument, not a habit of the language)."""
     popularity: bool = False
     """Whether a sentence begins with the item's popularity in words (given, not scored)."""
     threshold: float | None = None
@@ -51,6 +52,13 @@ class ZeroShotConfig:
         if wrong:
             raise ConfigError("\n".join(wrong))
 
+    @property
+    def weight(self) -> float:
+        """The calibration, settled."""
+        if self.calibration is None:
+            return 0.5 if self.threshold is None else 0.0
+        return self.calibration
+
     def compare(self, found: Likelihood, alone: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the scores of items, in nats: higher is better.
 
@@ -63,8 +71,10 @@ class ZeroShotConfig:
         [[-6.0, -8.0], [-3.0, -2.0]]
         >>> ZeroShotConfig(calibration=1.0).compare(found, np.array([-7.0, -12.0])).tolist()
         [1.0, 4.0]
+        >>> ZeroShotConfig(threshold=4).compare(found, np.array([-7.0, -12.0])).tolist()
+        [-2.0]
         """
-        values = found.total - self.calibration * alone
+        values = found.total - self.weight * alone
         if self.length == "mean":
             values = values / np.maximum(1, found.tokens)
         if self.threshold is None:

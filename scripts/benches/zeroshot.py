@@ -3,7 +3,9 @@
 One held-out item among 20 and among 100 that the user has not met. Every way to compare likelihoods is a figure.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from benches.harness import Bench, console
@@ -31,6 +33,8 @@ from m6rec.text.tokenize import TextTokenizer
 
 CANDIDATES = (20, 100)
 QUERIES = 400
+# Of so many users the dear rows are asked: sentences in other words, and a larger model.
+FEWER = 150
 PRETRAIN = (
     "task.prompt=zeroshot",
     "task.sources=[behaviour,items]",
@@ -38,11 +42,12 @@ PRETRAIN = (
     "training.num_epochs=null",
 )
 VARIANTS = {
-    "sum": ZeroShotConfig(),
-    "mean": ZeroShotConfig(length="mean"),
+    "sum": ZeroShotConfig(calibration=0.0),
+    "mean": ZeroShotConfig(length="mean", calibration=0.0),
     **{f"pmi_{weight}": ZeroShotConfig(calibration=weight) for weight in (0.25, 0.5, 1.0)},
     "mean_pmi_1.0": ZeroShotConfig(length="mean", calibration=1.0),
 }
+DEFAULT = "pmi_0.5"
 METRIC = "ndcg@10[sampled={}]"
 
 
@@ -65,7 +70,7 @@ def run(bench: Bench) -> None:
         bench.average(found)
         for size in CANDIDATES:
             metric = METRIC.format(size)
-            bench.figures[f"{name}_{metric}"] = bench.figures[f"{name}_sum_{metric}"]
+            bench.figures[f"{name}_{metric}"] = bench.figures[f"{name}_{DEFAULT}_{metric}"]
         bench.figures[f"{name}_over_popularity"] = (
             bench.figures[f"{name}_{METRIC.format(100)}"] / bench.figures[f"{name}_popularity_{METRIC.format(100)}"]
         )
@@ -80,25 +85,29 @@ def compared(bench: Bench, dataset: Dataset, model: str, seed: int) -> dict[str,
     rivals = SampledCandidates(max(CANDIDATES), seed).of(queries)
     words = [f"data={dataset.folder}", f"out={bench.work / 'zeroshot-none'}", f"seed={seed}", f"backbone.name={model}"]
     experiment = build(read_recipe("zeroshot", [*words, "task.max_events=12"]))
-    scorers = [
-        *told(experiment, queries, rivals),
-        *told(in_words(experiment), queries, rivals, ("popularity_in_words",)),
-    ]
     popularity = Popularity()
     popularity.fit(dataset.histories().before("train"))
-    rows = [*scorers, popularity, Similarity(dataset)]
-    figures = {
-        f"{row.name}_{METRIC.format(size)}": evaluate(row, queries, candidates=rivals[:, :size], seed=seed).means()[
-            METRIC.format(size)
-        ]
-        for row in rows
-        for size in CANDIDATES
-    }
-    table = Table("row", *(escape(METRIC.format(size)) for size in CANDIDATES), title=dataset.manifest.name)
+    scorers = told(experiment, queries, rivals)
+    figures = measured([*scorers, popularity], queries, rivals, seed)
+    some, few = queries.take(np.arange(min(FEWER, len(queries)))), rivals[:FEWER]
+    dear = [*told(in_words(experiment), some, few, ("popularity_in_words",)), Similarity(dataset)]
+    figures |= measured(dear, some, few, seed)
+    same = measured([row for row in scorers if row.name in ("sum", DEFAULT)], some, few, seed)
+    return figures | {f"fewer_{name}": value for name, value in same.items()}
+
+
+def measured(rows: Sequence[Any], queries: Queries, rivals: NDArray[np.int32], seed: int) -> dict[str, float]:
+    """Return each row's figures, and show them."""
+    found = {}
+    table = Table("row", *(escape(METRIC.format(size)) for size in CANDIDATES), title=f"{len(queries)} users")
     for row in rows:
-        table.add_row(row.name, *(f"{figures[f'{row.name}_{METRIC.format(size)}']:.4f}" for size in CANDIDATES))
+        for size in CANDIDATES:
+            metric = METRIC.format(size)
+            means = evaluate(row, queries, candidates=rivals[:, :size], seed=seed).means()
+            found[f"{row.name}_{metric}"] = means[metric]
+        table.add_row(row.name, *(f"{found[f'{row.name}_{METRIC.format(size)}']:.4f}" for size in CANDIDATES))
     console.print(table)
-    return figures
+    return found
 
 
 def in_words(experiment: Experiment) -> Experiment:
@@ -119,7 +128,7 @@ def told(
     measured = task.measured(experiment.backbone, users, named, alone=len(names) > 1)
     scorers = []
     for name in names:
-        config = VARIANTS.get(name, ZeroShotConfig())
+        config = VARIANTS.get(name, VARIANTS["sum"])
         scores = [dict(zip(own, config.compare(*one), strict=True)) for own, one in zip(items, measured, strict=True)]
         scorers.append(Told(name, dict(zip(queries.users.tolist(), scores, strict=True))))
     return scorers

@@ -84,7 +84,7 @@ class TestSentences:
 
 class TestScores:
     def test_scores_are_the_log_probabilities_of_the_sentence(self, build_zero) -> None:
-        task, backbone, experiment = build_zero()
+        task, backbone, experiment = build_zero("task.calibration=0")
         user = task.user(experiment.dataset.histories().before("test"), 0)
         items = [(place, task.catalogue.texts[place]) for place in (0, 5)]
         tree = task.prompt.layout(task.renderer, user, [said for item in items for said in task.sentences(item)])
@@ -102,6 +102,7 @@ class TestScores:
 
     def test_calibration_takes_off_what_nobody_in_particular_would_say(self, build_zero) -> None:
         task, backbone, _ = build_zero("task.calibration=1")
+        assert (ZeroShotConfig().weight, ZeroShotConfig(threshold=4).weight) == (0.5, 0.0)
         items = [(place, task.catalogue.texts[place]) for place in range(6)]
         nobody = task.scores(backbone, [UserText()], [items])[0]
         np.testing.assert_allclose(nobody, 0, atol=1e-3)
@@ -113,7 +114,7 @@ class TestScores:
         items = [(place, task.catalogue.texts[place]) for place in range(6)]
         found, alone = task.measured(backbone, [UserText()], [items], alone=False)[0]
         mean = ZeroShotConfig(length="mean").compare(found, alone)
-        np.testing.assert_allclose(mean * found.tokens, ZeroShotConfig().compare(found, alone))
+        np.testing.assert_allclose(mean * found.tokens, ZeroShotConfig().compare(found, alone), rtol=1e-9)
 
     def test_repeats_get_the_same_score_and_an_empty_list_gets_none(self, build_zero) -> None:
         task, backbone, _ = build_zero()
