@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from m6rec.backbones.create import save_backbone
 from m6rec.backbones.scenes import SceneBackbone
 from m6rec.bases import base_backbone, make_base
 from m6rec.compressors.exits import ExitingBackbone, ExitTask, load_exits, save_exits
-from m6rec.config import plain
 from m6rec.data.scenes import SceneRule
 from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError, RunError, SharedWeightsError
@@ -44,6 +42,7 @@ from m6rec.runs import (
     kept_words,
     read_card,
     read_recipe_tree,
+    versions,
 )
 from m6rec.tasks.base import Material, Task
 from m6rec.tasks.pretraining import Pretraining
@@ -64,7 +63,6 @@ VALIDATION_USERS = 4000
 # A pair costs a pass over words: some thousand settle which weights are better.
 VALIDATION_PAIRS = 4000
 VALIDATION_EXAMPLES = 1000
-PACKAGES = ("m6rec", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 logger = logging.getLogger(__name__)
 
 
@@ -216,7 +214,7 @@ def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) 
         "task": experiment.recipe.task["name"],
         "tuner": experiment.recipe.tuner["name"],
         "backbone": {"name": experiment.recipe.backbone.origin, "fingerprint": experiment.backbone.fingerprint},
-        "data": data_card(experiment.dataset),
+        "data": experiment.dataset.manifest.card(),
         "trained_parameters": {
             "adapter": share.trained,
             "heads": heads,
@@ -329,24 +327,6 @@ def tuned_backbone(folder: Path, recipe: Recipe, card: dict[str, Any], base: Bac
         tuned.requires_grad_(False).eval()
     tuned = trained_late_interaction(tuned, recipe.late_interaction, adapter)
     return tuned if recipe.exits is None else load_exits(tuned, recipe.exits, folder / EXITS_FOLDER)
-
-
-def data_card(dataset: Dataset) -> dict[str, Any]:
-    """Return what names a dataset in every result: name, hash, counts, split and tie rule."""
-    manifest = plain(dataset.manifest)
-    return {
-        "name": dataset.manifest.name,
-        "domain": dataset.manifest.domain,
-        "hash": dataset.manifest.hash,
-        "counts": manifest["counts"],
-        "split": manifest["split"],
-        "ties": manifest["ties"],
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    return {name: version(name) for name in PACKAGES}
 
 
 def _task_plugin(folder: Path, recipe: Recipe) -> tuple[Any, Any]:

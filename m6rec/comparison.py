@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m6rec.assemble import Experiment, data_card, versions
+from m6rec.assemble import Experiment
 from m6rec.baselines import BASELINES
 from m6rec.baselines.tuning import Tuning, fit, seeded, tune
 from m6rec.config import plain
@@ -25,6 +25,7 @@ from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.evaluation.report import Report
 from m6rec.evaluation.result import Evaluation, PairEvaluation
+from m6rec.runs import versions
 from m6rec.tasks.base import Task
 from m6rec.tasks.ranking import Ranking, RankingScorer
 from m6rec.tasks.retrieval import Retrieval
@@ -60,7 +61,7 @@ class Compared:
             },
             "seed": experiment.recipe.seed,
             "recipe": plain(experiment.recipe),
-            "data": data_card(experiment.dataset),
+            "data": experiment.dataset.manifest.card(),
             "seconds": ours.seconds,
             "versions": versions(),
             "report": report.to_dict(),

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from m6rec.assemble import Experiment, learnt, open_experiment, train_run, validator, versions
+from m6rec.assemble import Experiment, learnt, open_experiment, train_run, validator
 from m6rec.backbones.base import Backbone
 from m6rec.baselines.base import PairScorer
 from m6rec.compressors import COMPRESSORS
@@ -25,7 +25,7 @@ from m6rec.distillation.relations import RelationConfig, RelationTask
 from m6rec.errors import ConfigError, RunError, UnknownNameError
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import check_recipe
-from m6rec.runs import CARD_FILE
+from m6rec.runs import CARD_FILE, versions
 from m6rec.tasks.base import Task
 from m6rec.tasks.ranking import Answer, Ranking, RankingScorer
 

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from m6rec.assemble import Experiment, data_card, versions
+from m6rec.assemble import Experiment
 from m6rec.config import plain
 from m6rec.errors import DataError
 from m6rec.evaluation.texts import write_held_out
+from m6rec.runs import versions
 from m6rec.tasks.base import Task
 from m6rec.tasks.generation import Generation
 from m6rec.tasks.ranking import Ranking
@@ -52,7 +53,7 @@ class Measured:
             "protocol": {"split": plain(self.experiment.dataset.manifest.split), "held_out": self.split},
             "seed": recipe.seed,
             "recipe": plain(recipe),
-            "data": data_card(self.experiment.dataset),
+            "data": self.experiment.dataset.manifest.card(),
             "seconds": self.seconds,
             "versions": versions(),
         }

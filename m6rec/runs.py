@@ -1,6 +1,7 @@
 """The files of a run folder: what they are called, and its card. Knows neither what a task nor what a tuner writes."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from m6rec.errors import RunError
 
 RUN_FORMAT = 1
 CARD_FILE, RECIPE_FILE, TASK_FOLDER, ADAPTER_FOLDER = "run.json", "recipe.yaml", "task", "adapter"
+# The last setting that a kept recipe has.
+RECIPE_END = "description"
+# Whose versions a result depends on.
+PACKAGES = ("m6rec", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 EXITS_FOLDER = "exits"
 # The model that a run has made to train, and the one that it has pretrained.
 BASE_FOLDER, MODEL_FOLDER = "base", "model"
@@ -48,7 +53,7 @@ def read_recipe_tree(folder: Path) -> dict[str, Any]:
     """Return a run's recipe as plain values, unchecked.
 
     Raises:
-        RunError: it is missing, or no YAML mapping.
+        RunError: it is missing, no YAML mapping, or ends too early.
     """
     path = folder / RECIPE_FILE
     try:
@@ -57,6 +62,8 @@ def read_recipe_tree(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path} cannot be read ({error}); train again") from error
     if not isinstance(tree, dict):
         raise RunError(f"{path} is damaged (got {type(tree).__name__}, expected a mapping); train again")
+    if RECIPE_END not in tree:  # half a recipe may well be YAML, and its other half has defaults
+        raise RunError(f"{path} is damaged (it ends before `{RECIPE_END}`); train again")
     return tree
 
 
@@ -70,3 +77,8 @@ def kept_words(folder: Path, shelf: str, name: str) -> str:
     """
     path = folder / WORDS_FOLDER / shelf / f"{Path(name).stem}.yaml"
     return str(path) if path.is_file() else name
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {name: version(name) for name in PACKAGES}

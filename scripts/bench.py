@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from m6rec.assemble import versions
 from m6rec.errors import M6RecError, UnknownNameError
+from m6rec.runs import versions
 
 BENCHES = sorted(
     path.stem.replace("_", "-")

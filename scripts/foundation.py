@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import m6rec
-from m6rec.assemble import data_card, open_experiment, train_run, versions
+from m6rec.assemble import open_experiment, train_run
 from m6rec.backbones.create import save_backbone
 from m6rec.backbones.foundation import CARD_FILE, file_hash
 from m6rec.backbones.resolve import resolve_backbone
@@ -22,7 +22,7 @@ from m6rec.data.prepare import PrepareConfig, prepare
 from m6rec.data.sources.world import World, WorldConfig
 from m6rec.errors import M6RecError
 from m6rec.recipe import read_recipe
-from m6rec.runs import MODEL_FOLDER, read_card
+from m6rec.runs import MODEL_FOLDER, read_card, versions
 
 # The demo's world, so that the part that demo and benches hold out is held out here too; with more dialogues, for a
 # default world has few, and these are further ones of the same kind.
@@ -75,7 +75,7 @@ def ship(run: Path, out: Path, words: list[str]) -> None:
         "parameters": sum(parameter.numel() for parameter in experiment.backbone.parameters()),
         "bytes": size,
         "world": plain(WORLD),
-        "data": data_card(experiment.dataset),
+        "data": experiment.dataset.manifest.card(),
         "held_out": "each user's last two events of items (leave-one-out), their reviews, a fifth of all dialogues",
         "cpu_seconds": card["cpu_seconds"],
         "steps": card["steps"],

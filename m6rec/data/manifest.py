@@ -101,6 +101,17 @@ class Manifest:
         text = "\n".join(f"{entry.name} {entry.sha256}" for entry in sorted(self.files, key=lambda entry: entry.name))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def card(self) -> dict[str, Any]:
+        """Return what names a dataset in every result: name, hash, counts, split and tie rule."""
+        return {
+            "name": self.name,
+            "domain": self.domain,
+            "hash": self.hash,
+            "counts": plain(self.counts),
+            "split": plain(self.split),
+            "ties": self.ties,
+        }
+
     def file(self, name: str) -> FileEntry | None:
         """Return the entry of the file ``name``, ``None`` where the folder has no such file."""
         return next((entry for entry in self.files if entry.name == name), None)

@@ -263,7 +263,10 @@ def _shared(left: Codes, right: Codes) -> NDArray[np.float32]:
     """Return ``[k, n]``: how many codes the rows of ``[k, labels]`` and ``[n, labels]`` share; -1 is no code."""
     # One column a label that the right side has: a matrix product is far faster than comparing every two labels.
     labels = np.unique(right[right >= 0])
-    return _one_hot(left, labels) @ _one_hot(right, labels).T
+    with np.errstate(
+        invalid="ignore"
+    ):  # some kernels compute beyond the ends of odd shapes, and warn of what they find
+        return _one_hot(left, labels) @ _one_hot(right, labels).T
 
 
 def _one_hot(codes: Codes, labels: Codes) -> NDArray[np.float32]:
