@@ -271,7 +271,7 @@ def demo(
         bool, typer.Option("--quick", help="A small world and one epoch, to see that everything runs.")
     ] = False,
 ) -> None:
-    """Run the main job on the sample world: prepare, train, evaluate, recommend; offline."""
+    """Run the main job on the sample world: prepare, train, evaluate, recommend, explain; offline."""
     from m6rec.demo import run_demo
 
     run_demo(out, console, quick=quick)
