@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
-from m6rec.backbones.structure import save_structured
 from m6rec.compressors.base import Subject
 from m6rec.compressors.cost import Size
-from m6rec.compressors.weights import BACKBONE_FOLDER, COMPRESSED_FOLDER, bare_copy
+from m6rec.compressors.weights import bare_copy, train_whole
 from m6rec.errors import ConfigError
 from m6rec.tasks.base import Loss, Task, WrappedTask
 
@@ -60,13 +59,7 @@ class Prune:
     def compress(self, subject: Subject, out: Path) -> dict[str, Any]:
         """Train while pruning, and return sizes and quality."""
         bare = bare_copy(subject)
-        before = Size.of(bare.model)
-        save_structured(bare, out / BACKBONE_FOLDER)
-        changes = {"backbone": {"name": str(out / BACKBONE_FOLDER)}, "tuner": {"name": "full"}, "start": None}
-        trained = subject.retrain(out, changes, wrap=self._wrap, distil=self.config.distil)
-        save_structured(trained.backbone, out / COMPRESSED_FOLDER)
-        sizes = {"before": asdict(before), "after": asdict(Size.of(trained.backbone.model))}
-        return {**sizes, "quality": trained.measure(trained.backbone)}
+        return train_whole(subject, bare, Size.of(bare.model), out, wrap=self._wrap, distil=self.config.distil)
 
     def _wrap(self, task: Task, backbone: Backbone) -> Task:
         return SparseTask(task, self.config)

@@ -1,7 +1,7 @@
 """Parameter sharing: one layer's weights used at many places, and a token table of low rank. Knows no task."""
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from m6rec.backbones.anatomy import anatomy_of, part
 from m6rec.backbones.base import Backbone
-from m6rec.backbones.structure import FactorisedEmbedding, save_structured, set_layers, set_tokens, single_stack, twin
+from m6rec.backbones.structure import FactorisedEmbedding, set_layers, set_tokens, single_stack, twin
 from m6rec.compressors.base import Subject
 from m6rec.compressors.cost import Size
-from m6rec.compressors.weights import BACKBONE_FOLDER, COMPRESSED_FOLDER, bare_copy
+from m6rec.compressors.weights import bare_copy, train_whole
 from m6rec.errors import ConfigError
 
 
@@ -63,12 +63,7 @@ class Share:
         bare = bare_copy(subject)
         before = Size.of(bare.model)
         share(bare, self.config)
-        save_structured(bare, out / BACKBONE_FOLDER)
-        changes = {"backbone": {"name": str(out / BACKBONE_FOLDER)}, "tuner": {"name": "full"}, "start": None}
-        trained = subject.retrain(out, changes, distil=self.config.distil)
-        save_structured(trained.backbone, out / COMPRESSED_FOLDER)
-        sizes = {"before": asdict(before), "after": asdict(Size.of(trained.backbone.model))}
-        return {**sizes, "quality": trained.measure(trained.backbone)}
+        return train_whole(subject, bare, before, out, distil=self.config.distil)
 
 
 def share(backbone: Backbone, config: ShareConfig) -> None:

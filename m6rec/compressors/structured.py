@@ -1,7 +1,7 @@
 """Structured pruning: whole heads, hidden units and layers go, so that the model is faster. Knows no loop."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from m6rec.backbones.anatomy import part
 from m6rec.backbones.base import Backbone
-from m6rec.backbones.structure import CUTS, Cuts, narrow, save_structured, set_layers, single_stack
+from m6rec.backbones.structure import CUTS, Cuts, narrow, set_layers, single_stack
 from m6rec.compressors.base import Subject
 from m6rec.compressors.cost import Size
-from m6rec.compressors.weights import BACKBONE_FOLDER, COMPRESSED_FOLDER, bare_copy
+from m6rec.compressors.weights import bare_copy, train_whole
 from m6rec.errors import BackboneError, ConfigError
 from m6rec.tasks.base import Task
 
@@ -83,12 +83,7 @@ class Structured:
         bare = bare_copy(subject)
         before = Size.of(bare.model)
         slim(bare, measured, self.config)
-        save_structured(bare, out / BACKBONE_FOLDER)
-        changes = {"backbone": {"name": str(out / BACKBONE_FOLDER)}, "tuner": {"name": "full"}, "start": None}
-        trained = subject.retrain(out, changes, distil=self.config.distil)
-        save_structured(trained.backbone, out / COMPRESSED_FOLDER)
-        sizes = {"before": asdict(before), "after": asdict(Size.of(trained.backbone.model))}
-        return {**sizes, "quality": trained.measure(trained.backbone)}
+        return train_whole(subject, bare, before, out, distil=self.config.distil)
 
 
 def importance(backbone: Backbone, task: Task, num_batches: int) -> Importance:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,11 @@ from m6rec.backbones.base import Backbone
 from m6rec.data.histories import Split
 from m6rec.data.scenes import SceneRule
 from m6rec.data.store import Dataset
+from m6rec.errors import RunError
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.text.render import Renderer
+
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,17 @@ class Material:
     cache: Path
     seed: int = 0
     scenes: SceneRule | None = None
+
+
+def built_over(material: Built | None) -> Built:
+    """Return what a task was built over.
+
+    Raises:
+        RunError: nothing: the task was loaded.
+    """
+    if material is None:
+        raise RunError("this task was loaded for inference; build it over a dataset to train or evaluate it")
+    return material
 
 
 class Task(nn.Module, ABC):

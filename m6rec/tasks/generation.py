@@ -21,8 +21,8 @@ from m6rec.backbones.base import Backbone
 from m6rec.config import plain
 from m6rec.data.histories import Split
 from m6rec.decoding import Constraint, DecodingConfig, Form, Written, fill
-from m6rec.errors import DataError, RunError
-from m6rec.tasks.base import Loss, Material, Task
+from m6rec.errors import DataError
+from m6rec.tasks.base import Loss, Material, Task, built_over
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.generation_data import GenerationBatch, PassageWriter, generation_batch, read_marks
 from m6rec.tasks.grounding import Lexicon, Unsaid, attributes, feature_words, words_of
@@ -151,9 +151,7 @@ class Generation(Task):
         Raises:
             RunError: a loaded run has none.
         """
-        if self._material is None:
-            raise RunError("this task was loaded for inference; build it over a dataset to train or evaluate it")
-        return self._material
+        return built_over(self._material)
 
     def passages(self, split: Split) -> Passages:
         """Return what there is to write in a split."""

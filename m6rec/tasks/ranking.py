@@ -25,9 +25,9 @@ from m6rec.config import plain
 from m6rec.data.features import NUM_FEATURES, STATISTICS, features, statistics_of_request
 from m6rec.data.histories import Judgements, Queries
 from m6rec.data.statistics import ItemStatistics, StatisticsConfig
-from m6rec.errors import DataError, RunError
+from m6rec.errors import DataError
 from m6rec.nn.heads import NumberHead
-from m6rec.tasks.base import Loss, Material, Task
+from m6rec.tasks.base import Loss, Material, Task, built_over
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.heads import load_heads, read_names, save_heads
 from m6rec.tasks.ranking_data import (
@@ -135,9 +135,7 @@ class Ranking(Task):
         Raises:
             RunError: a loaded run has none.
         """
-        if self._material is None:
-            raise RunError("this task was loaded for inference; build it over a dataset to train or evaluate it")
-        return self._material
+        return built_over(self._material)
 
     def pairs(self, split: Literal["train", "valid", "test"]) -> Judgements:
         """Return the labelled pairs of a split, with sampled negatives where the log has no labels."""

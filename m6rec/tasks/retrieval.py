@@ -19,10 +19,9 @@ from torch.nn import functional as F
 
 from m6rec.backbones.base import Backbone
 from m6rec.data.histories import Queries
-from m6rec.errors import RunError
 from m6rec.nn.losses import catalogue_cross_entropy, contrastive
 from m6rec.nn.towers import ItemTower, Whitening, own_history_pairs
-from m6rec.tasks.base import Loss, Material, Task
+from m6rec.tasks.base import Loss, Material, Task, built_over
 from m6rec.tasks.blend import choose_blend
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.encoding import SegmentEncoder
@@ -127,9 +126,7 @@ class Retrieval(Task):
         Raises:
             RunError: a loaded run has none.
         """
-        if self._material is None:
-            raise RunError("this task was loaded for inference; build it over a dataset to train or evaluate it")
-        return self._material
+        return built_over(self._material)
 
     def examples(self) -> Sequence[Window]:
         """Return the training windows."""

@@ -18,9 +18,9 @@ from m6rec.backbones.base import Backbone
 from m6rec.data.candidates import SampledCandidates
 from m6rec.data.histories import Histories, Judgements, Queries, Split
 from m6rec.data.statistics import ItemStatistics
-from m6rec.errors import ConfigError, RunError
+from m6rec.errors import ConfigError
 from m6rec.metrics.ranking import auc
-from m6rec.tasks.base import Loss, Material, Task
+from m6rec.tasks.base import Loss, Material, Task, built_over
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.heads import load_heads, read_names, save_heads
 from m6rec.tasks.likelihood import Likelihood, answer_log_probs, ask, likelihoods, pad_answers
@@ -114,9 +114,7 @@ class ZeroShot(Task):
         Raises:
             RunError: a loaded run has none.
         """
-        if self._material is None:
-            raise RunError("this task was loaded for inference; build it over a dataset to train or evaluate it")
-        return self._material
+        return built_over(self._material)
 
     @property
     def learns(self) -> bool:
