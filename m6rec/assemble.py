@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.create import save_backbone
@@ -25,8 +23,6 @@ from m6rec.compressors.exits import ExitingBackbone, ExitTask, load_exits, save_
 from m6rec.data.scenes import SceneRule
 from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError, RunError, SharedWeightsError
-from m6rec.evaluation.evaluator import evaluate
-from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.late_interaction.backbone import LateBackbone, trained_late_interaction, with_late_interaction
 from m6rec.late_interaction.scorer import served
 from m6rec.recipe import Recipe, check_recipe, dump, plugin
@@ -46,23 +42,16 @@ from m6rec.runs import (
 )
 from m6rec.tasks.base import Material, Task
 from m6rec.tasks.pretraining import Pretraining
-from m6rec.tasks.ranking import Ranking, RankingScorer
-from m6rec.tasks.retrieval import Retrieval
-from m6rec.tasks.retrieval_data import RetrievalScorer
 from m6rec.tasks.scenes import SceneTask
 from m6rec.text.library import find
 from m6rec.text.render import Renderer
 from m6rec.training.loop import TrainResult, train
-from m6rec.training.run import Evaluate
 from m6rec.tuners.base import Tuner
 from m6rec.tuners.full import FullTuner
 from m6rec.tuners.pool import find_adapter, open_adapter
 from m6rec.tuners.state import TrainedShare, trained_share
+from m6rec.validation import validator
 
-VALIDATION_USERS = 4000
-# A pair costs a pass over words: some thousand settle which weights are better.
-VALIDATION_PAIRS = 4000
-VALIDATION_EXAMPLES = 1000
 logger = logging.getLogger(__name__)
 
 
@@ -126,7 +115,9 @@ def train_run(
     task, share = (wrap or learnt)(experiment), trained_share(experiment.backbone)
     logger.info("backbone %s: %s", recipe.backbone.name, share)
     training, judge = recipe.training, None
-    if training.evaluate_every is not None and (judge := validator(experiment)) is None:
+    if training.evaluate_every is not None:
+        judge = validator(experiment.task, experiment.backbone, experiment.dataset, recipe.seed)
+    if training.evaluate_every is not None and judge is None:
         logger.warning("the dataset holds nothing out for validation: the last weights are kept, whatever their worth")
         training = training.without_evaluation()
     if _is_main_process():
@@ -158,41 +149,6 @@ def learnt(experiment: Experiment) -> Task:
     wrapped = SceneTask(task, scenes.sampling == "sqrt", experiment.recipe.seed)
     wrapped.log_sizes(scenes.scenes)
     return wrapped
-
-
-def validator(experiment: Experiment) -> Evaluate | None:
-    """Return step -> validation figures, on a seeded sample of what was held out for it; ``None`` = nothing was."""
-    task, backbone, seed = experiment.task, experiment.backbone, experiment.recipe.seed
-    rng = np.random.default_rng(seed)
-    if isinstance(task, Ranking):
-        pairs = task.pairs("valid")
-        sample = pairs.take(_some_users(pairs.users, rng, VALIDATION_PAIRS))
-        if not len(sample):
-            return None
-        return lambda _: evaluate_pairs(RankingScorer(task, backbone, "valid"), sample).means()
-    if not isinstance(task, Retrieval):
-        return _own_figures(task, backbone, seed)
-    queries = experiment.dataset.histories().queries("valid")
-    chosen = queries.take(np.sort(rng.permutation(len(queries))[:VALIDATION_USERS]))
-    if not len(chosen):
-        return None
-    return lambda _: evaluate(RetrievalScorer(task, backbone), chosen, seed=seed).means()
-
-
-def _own_figures(task: Task, backbone: Backbone, seed: int) -> Evaluate | None:
-    """Return the task's own measure on validation; ``None`` = nothing is held out for it."""
-    # One example tells whether there are any.
-    if task.measure(backbone, "valid", at_most=1, seed=seed) is None:
-        return None
-    return lambda _: task.measure(backbone, "valid", VALIDATION_EXAMPLES, seed) or {}
-
-
-def _some_users(users: NDArray[np.int32], rng: np.random.Generator, at_most: int) -> NDArray[np.int64]:
-    """Return the rows of whole users, drawn until they have ``at_most`` rows together."""
-    names, counts = np.unique(users, return_counts=True)
-    order = rng.permutation(len(names))
-    kept = np.cumsum(counts[order]) - counts[order] < at_most
-    return np.flatnonzero(np.isin(users, names[order[kept]]))
 
 
 def write_run(experiment: Experiment, result: TrainResult, share: TrainedShare) -> None:

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from m6rec.assemble import Experiment, learnt, open_experiment, train_run, validator
+from m6rec.assemble import Experiment, learnt, open_experiment, train_run
 from m6rec.backbones.base import Backbone
 from m6rec.baselines.base import PairScorer
 from m6rec.compressors import COMPRESSORS
@@ -28,6 +27,7 @@ from m6rec.recipe import check_recipe
 from m6rec.runs import CARD_FILE, versions
 from m6rec.tasks.base import Task
 from m6rec.tasks.ranking import Answer, Ranking, RankingScorer
+from m6rec.validation import validator
 
 COMPRESSION_FILE = "compression.json"
 # What a compressor leaves to the recipe when it trains.
@@ -160,7 +160,7 @@ def subject_of(experiment: Experiment, folder: Path, always: Mapping[str, Any] |
     def measure(backbone: Backbone) -> dict[str, float]:
         if isinstance(experiment.task, Ranking):
             return _on_some_pairs(experiment.task, RankingScorer(experiment.task, backbone, "valid"))
-        validate = validator(replace(experiment, backbone=backbone))
+        validate = validator(experiment.task, backbone, experiment.dataset, experiment.recipe.seed)
         return {} if validate is None else validate(0)
 
     def judge(answer: Answer) -> dict[str, float]:

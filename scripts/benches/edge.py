@@ -25,8 +25,7 @@ TRAINED = ("training.max_cpu_seconds=300", "training.batch_size=2", "training.he
 
 
 def run(bench: Bench) -> None:
-    found = [bench.once(f"seed-{seed}", lambda seed=seed: one_seed(bench, seed)) for seed in range(bench.seeds)]
-    bench.average({name: [each[name] for each in found] for name in found[0]})
+    bench.each_seed(one_seed)
     bench.protocol = {
         "task": "rating of 4 or more by time, words only",
         "ndcg": f"NDCG@10 of each request's judged candidates ({PAIRS} of test); random_ndcg is what chance gets",
@@ -35,7 +34,7 @@ def run(bench: Bench) -> None:
     }
 
 
-def one_seed(bench: Bench, seed: int) -> dict[str, float]:
+def one_seed(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     """Return one seed's figures."""
     teacher = ranking_run(bench, seed)
     edge = EdgeRecommender(compressed(bench, Path(teacher.recipe.out), "edge", f"edge-{seed}", TRAINED))
@@ -53,7 +52,7 @@ def one_seed(bench: Bench, seed: int) -> dict[str, float]:
     figures["share_of_teacher_ndcg"] = figures[f"{deepest}_ndcg"] / figures["teacher_ndcg"]
     figures["over_teacher"] = figures["teacher_cpu_ms"] / figures[f"{deepest}_cpu_ms"]
     console.print({name: round(value, 4) for name, value in figures.items()})
-    return figures
+    return {"figures": figures}
 
 
 def chance(request: Request) -> np.ndarray:

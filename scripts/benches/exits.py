@@ -39,9 +39,7 @@ ALLOWED = 0.003
 
 
 def run(bench: Bench) -> None:
-    found = [bench.once(f"seed-{seed}", lambda seed=seed: one_seed(bench, seed)) for seed in range(bench.seeds)]
-    bench.average({name: [each["figures"][name] for each in found] for name in found[0]["figures"]})
-    bench.details["seeds"] = found
+    bench.details["seeds"] = bench.each_seed(one_seed)
     bench.protocol = {
         "task": "rating of 4 or more by time, words only",
         "pairs": f"{PAIRS} of validation choose the policy, {PAIRS} of test are told",

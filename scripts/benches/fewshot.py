@@ -8,11 +8,10 @@ quarter is asked. TALLRec-7B on its own MovieLens split: AUC .672 / .675 / .720 
 import itertools
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from benches.harness import Bench, console
+from benches.harness import Bench, PartOf, console
 from benches.zeroshot import PRETRAIN
 from numpy.typing import NDArray
 
@@ -103,7 +102,7 @@ def group(user: str) -> int:
     return zlib.crc32(f"fewshot {user}".encode()) % 4
 
 
-class Apart:
+class Apart(PartOf):
     """A source with some of the users, all of whose events are for training.
 
     Args:
@@ -112,26 +111,13 @@ class Apart:
     """
 
     def __init__(self, source: Source, groups: tuple[int, ...]) -> None:
-        self._source, self._groups = source, groups
-        self.config, self.Config = source.config, source.Config
-        self.name, self.licence, self.domain = source.name, source.licence, source.domain
+        super().__init__(source)
+        self._groups = groups
 
     def events(self) -> Iterator[pa.Table]:
         for table in self._source.events():
             part = table.filter(pa.array([group(user) in self._groups for user in table["user"].to_pylist()]))
             yield part.append_column("split", pa.array(["train"] * len(part), pa.string()))
 
-    def items(self) -> Iterator[pa.Table]:
-        return self._source.items()
-
     def users(self) -> Iterator[pa.Table]:
-        return iter(())
-
-    def reviews(self) -> Iterator[pa.Table]:
-        return iter(())
-
-    def conversations(self) -> Iterator[dict[str, Any]]:
-        return iter(())
-
-    def impressions(self) -> Iterator[pa.Table]:
         return iter(())

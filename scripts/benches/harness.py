@@ -5,6 +5,7 @@ import resource
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ class Bench:
             partial.replace(path)
         # From the file in either case: what is shown does not depend on when it was found.
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def each_seed(self, job: Callable[["Bench", int], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return what ``job`` found with each seed, or had found before, and average its ``figures``.
+
+        Benches that share ``--work`` share runs; so a part that was found bears the name of the job's own bench.
+
+        Args:
+            job: bench, seed -> ``figures``, and what else is worth keeping.
+        """
+        name = job.__module__.rpartition(".")[2]
+        found = [self.once(f"{name}-{seed}", partial(job, self, seed)) for seed in range(self.seeds)]
+        self.average({figure: [each["figures"][figure] for each in found] for figure in found[0]["figures"]})
+        return found
 
     def prepare(self, source: Source, name: str, config: PrepareConfig) -> Dataset:
         """Prepare a dataset; a quick run keeps one user in ten."""
@@ -144,8 +158,8 @@ class Bench:
         self.figures[name] = self.figures[over] / max(self.figures[under], 1e-12)
 
 
-class Thinned:
-    """A source with one user in ten, for quick runs.
+class PartOf:
+    """A source around another one, of which it gives items and users, and neither texts nor impressions.
 
     Args:
         source: the whole.
@@ -156,6 +170,25 @@ class Thinned:
         self.config, self.Config = source.config, source.Config
         self.name, self.licence, self.domain = source.name, source.licence, source.domain
 
+    def items(self) -> Iterator[pa.Table]:
+        return self._source.items()
+
+    def users(self) -> Iterator[pa.Table]:
+        return self._source.users()
+
+    def reviews(self) -> Iterator[pa.Table]:
+        return iter(())
+
+    def conversations(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+    def impressions(self) -> Iterator[pa.Table]:
+        return iter(())
+
+
+class Thinned(PartOf):
+    """A source with one user in ten, for quick runs."""
+
     def _thin(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         for table in tables:
             users = pc.unique(table["user"]).to_pylist()
@@ -165,17 +198,8 @@ class Thinned:
     def events(self) -> Iterator[pa.Table]:
         return self._thin(self._source.events())
 
-    def items(self) -> Iterator[pa.Table]:
-        return self._source.items()
-
     def users(self) -> Iterator[pa.Table]:
         return self._thin(self._source.users())
-
-    def reviews(self) -> Iterator[pa.Table]:
-        return iter(())
-
-    def conversations(self) -> Iterator[dict[str, Any]]:
-        return iter(())
 
     def impressions(self) -> Iterator[pa.Table]:
         return self._thin(self._source.impressions())

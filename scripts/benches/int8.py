@@ -14,8 +14,7 @@ PRECISIONS = {"onnx_fp32": "fp32", "int8": "int8", "int8_static": "int8-static"}
 
 
 def run(bench: Bench) -> None:
-    found = [bench.once(f"seed-{seed}", lambda seed=seed: one_seed(bench, seed)) for seed in range(bench.seeds)]
-    bench.average({name: [each[name] for each in found] for name in found[0]})
+    bench.each_seed(one_seed)
     bench.protocol = {
         "task": "rating of 4 or more by time, words only; LoRA folded into the weights everywhere",
         "pairs": f"{PAIRS} of test",
@@ -24,7 +23,7 @@ def run(bench: Bench) -> None:
     }
 
 
-def one_seed(bench: Bench, seed: int) -> dict[str, float]:
+def one_seed(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     """Return one seed's figures."""
     plain = ranking_run(bench, seed)
     folder = Path(plain.recipe.out)
@@ -53,4 +52,4 @@ def one_seed(bench: Bench, seed: int) -> dict[str, float]:
         figures["over_onnx_fp32"] = times["onnx_fp32"] / times["int8"]
     figures["bf16_over_fp32"] = times["torch_fp32"] / times["torch_bf16"]
     console.print({name: round(value, 4) for name, value in figures.items()})
-    return figures
+    return {"figures": figures}

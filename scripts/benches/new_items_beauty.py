@@ -3,12 +3,11 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from benches.harness import Bench, console
+from benches.harness import Bench, PartOf, console
 from numpy.typing import NDArray
 
 from m6rec.assemble import Experiment
@@ -111,7 +110,7 @@ class Without:
         return scores
 
 
-class HeldOutItems:
+class HeldOutItems(PartOf):
     """A source whose training and validation events miss a random share of the items.
 
     Args:
@@ -121,9 +120,7 @@ class HeldOutItems:
     """
 
     def __init__(self, source: Source, share: float, seed: int) -> None:
-        self._source = source
-        self.config, self.Config = source.config, source.Config
-        self.name, self.licence, self.domain = source.name, source.licence, source.domain
+        super().__init__(source)
         keys = [key for table in source.items() for key in table["item"].to_pylist()]
         chosen = np.random.default_rng(seed).permutation(len(keys))[: round(share * len(keys))]
         self._held_out = pa.array([keys[index] for index in chosen])
@@ -132,18 +129,3 @@ class HeldOutItems:
         for table in self._source.events():
             new = pc.is_in(table["item"].cast(pa.string()), value_set=self._held_out.cast(pa.string()))
             yield table.filter(pc.or_(pc.invert(new), pc.equal(table["split"].cast(pa.string()), "test")))
-
-    def items(self) -> Iterator[pa.Table]:
-        return self._source.items()
-
-    def users(self) -> Iterator[pa.Table]:
-        return self._source.users()
-
-    def reviews(self) -> Iterator[pa.Table]:
-        return iter(())
-
-    def conversations(self) -> Iterator[dict[str, Any]]:
-        return iter(())
-
-    def impressions(self) -> Iterator[pa.Table]:
-        return iter(())
