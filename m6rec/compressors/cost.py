@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,18 +55,3 @@ def cpu_ms(calls: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[
             if turn:
                 taken[name].append(1000 * (time.process_time() - started))
     return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def deepest_within(budget_ms: float, costs_ms: Sequence[float]) -> int:
-    """Return the largest depth whose cost fits a budget: what exits are chosen by on a given machine.
-
-    Args:
-        budget_ms: milliseconds a request may take.
-        costs_ms: cost at depth 1, 2, ...
-
-    >>> deepest_within(5.0, [2.0, 4.0, 6.0])
-    2
-    >>> deepest_within(1.0, [2.0, 4.0, 6.0])
-    1
-    """
-    return max([1, *(depth for depth, cost in enumerate(costs_ms, start=1) if cost <= budget_ms)])

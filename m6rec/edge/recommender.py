@@ -1,5 +1,7 @@
 """An exported ranking run as a recommender: numpy, onnxruntime and tokenizers, no torch. Knows no training."""
 
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ class EdgeRecommender:
         num_threads: of onnxruntime; speed only.
 
     Attributes:
-        depth: layers that are run; set it to any of ``card.depths``.
+        depth: layers that are run; set it to any of ``card.depths``, or have :meth:`fit` choose.
 
     Raises:
         RunError: the folder is incomplete, damaged or of another version.
@@ -68,6 +70,33 @@ class EdgeRecommender:
         scores = self.score(events, items, self.depth if depth is None else depth)
         order = np.argsort(-scores, kind="stable")
         return [named(items[index][1], float(scores[index])) for index in order]
+
+    def fit(
+        self, budget_ms: float, history: History, candidates: Sequence[str | Event], *, repeats: int = 5
+    ) -> dict[int, float]:
+        """Set ``depth`` to the deepest exit that answers a request like this one in time on this very machine.
+
+        Args:
+            budget_ms: wall time that a request may take. Where no exit is so fast, the first one it is.
+            history: of a typical request.
+            candidates: of a typical request.
+            repeats: requests at each depth, all depths in turns; one more goes before, untimed.
+
+        Returns:
+            The median milliseconds of a request at each depth.
+
+        Source: M6-Rec (arXiv 2205.08084), M6-Edge: exits at every layer, the depth by what the hardware allows.
+        """
+        taken: dict[int, list[float]] = {depth: [] for depth in self.card.depths}
+        for turn in range(repeats + 1):
+            for depth, times in taken.items():
+                started = time.perf_counter()
+                self.rank(history, candidates, depth=depth)
+                if turn:
+                    times.append(1000 * (time.perf_counter() - started))
+        costs = {depth: statistics.median(times) for depth, times in taken.items()}
+        self.depth = max((depth for depth, cost in costs.items() if cost <= budget_ms), default=min(costs))
+        return costs
 
     def score(
         self, events: Sequence[Mapping[str, Any]], items: Sequence[tuple[int | None, Mapping[str, Any]]], depth: int

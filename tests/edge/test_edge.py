@@ -88,6 +88,14 @@ def test_eight_bits_are_smaller_and_nearly_the_same(exits_run, edge, tmp_path, p
     assert found != wanted
 
 
+@pytest.mark.parametrize(("budget_ms", "depth"), [(1e9, 3), (0, 1)])
+def test_a_budget_chooses_the_depth(edge, budget_ms, depth):
+    phone = m6rec.load(edge)
+    costs = phone.fit(budget_ms, HISTORY, CANDIDATES, repeats=1)
+    assert phone.depth == depth
+    assert list(costs) == [1, 2, 3]
+
+
 def test_a_depth_that_the_graph_has_not(edge):
     with pytest.raises(ConfigError, match="depth: got 4, expected one of 1, 2, 3"):
         m6rec.load(edge).rank(HISTORY, CANDIDATES, depth=4)
