@@ -18,6 +18,12 @@
     │   └── HubConnectionError   the Hub cannot be reached
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── CacheError           a segment cache is damaged, too small or of other weights
+    ├── ServingError         a request cannot be answered now, whatever it asks
+    │   ├── OverloadedError      refused at admission: says when to come again
+    │   ├── DeadlineError        not answered within its time
+    │   └── StageError           a stage of the pipeline failed or hangs
+    ├── JournalError         a change of the catalogue cannot be kept: the disk is full, or its log is damaged
+    ├── DistillationError    a teacher is missing, does not fit its student, or gave labels that cannot be used
     └── MissingExtraError    an optional dependency is not installed
 
 Every message says what was got, what was expected, and what to do. This module knows nothing else of the package.
@@ -118,6 +124,65 @@ class CheckpointError(M6RecError):
 
 class CacheError(M6RecError):
     """A segment cache is damaged, too small, or of other weights than those that ask."""
+
+
+class JournalError(M6RecError):
+    """A change of the catalogue cannot be kept, or what was kept is damaged."""
+
+
+class ServingError(M6RecError):
+    """A request cannot be answered now, whatever it asks."""
+
+
+class OverloadedError(ServingError):
+    """A request is refused at admission.
+
+    Args:
+        reason: what is full, in words.
+        retry_after_s: seconds after which it is worth coming again.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        self.reason, self.retry_after_s = reason, retry_after_s
+        super().__init__(f"overloaded: {reason}; come again in {retry_after_s:.1f} s")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.retry_after_s)
+
+
+class DeadlineError(ServingError):
+    """A request was not answered within its time.
+
+    Args:
+        limit_ms: how long it had.
+    """
+
+    def __init__(self, limit_ms: float) -> None:
+        self.limit_ms = limit_ms
+        super().__init__(f"not answered within {limit_ms:.0f} ms; ask for less, or allow more with deadline_ms")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.limit_ms,)
+
+
+class StageError(ServingError):
+    """A stage of the pipeline failed or hangs.
+
+    Args:
+        stage: its name.
+        problem: what happened, in words.
+    """
+
+    def __init__(self, stage: str, problem: str) -> None:
+        self.stage, self.problem = stage, problem
+        super().__init__(f"stage {stage!r} {problem}; the log has the details, other requests go on")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.stage, self.problem)
+
+
+class DistillationError(M6RecError):
+    """A teacher is missing, does not fit its student, or gave labels that cannot be used."""
 
 
 class MissingExtraError(M6RecError):

@@ -1,0 +1,11 @@
+"""Shelf of executors: what runs a graph of stages."""
+
+from m6rec.registry import Registry
+
+EXECUTORS = Registry(
+    "executor",
+    {
+        "local": "m6rec.serving.executors.local:LocalExecutor",
+    },
+    group="m6rec.executors",
+)
