@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from m6rec import compress_commands, text_commands
+from m6rec import batch_commands, compress_commands, text_commands
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
 from m6rec.screen import HistoryOption, JsonOption, RunArgument, console, parts, read_history, write_json
 
@@ -30,6 +30,7 @@ hub_app = typer.Typer(
 app.add_typer(hub_app, name="hub")
 app.add_typer(text_commands.app)
 app.add_typer(compress_commands.app)
+app.add_typer(batch_commands.app)
 SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
     "baselines": "m6rec.baselines:BASELINES",

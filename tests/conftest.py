@@ -210,3 +210,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data here; set M6REC_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run a small Ray on this machine, two workers at most, and stop it at the end; skip without Ray."""
+    ray = pytest.importorskip("ray")
+    root = str(Path(__file__).parent.parent)
+    ray.init(
+        num_cpus=2,
+        object_store_memory=80 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        runtime_env={"env_vars": {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}},
+    )
+    yield ray
+    ray.shutdown()
