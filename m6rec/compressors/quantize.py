@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,18 +11,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from m6rec.backbones.base import Backbone
 from m6rec.compressors.base import Subject
 from m6rec.compressors.cost import cpu_ms, megabytes
-from m6rec.compressors.export import RankingGraph, check_parity, export_graph
+from m6rec.compressors.export import Example, RankingGraph, check_parity, depths_of, export_graph, whole_part
+from m6rec.compressors.split import lead_of, split_parts
 from m6rec.data.features import NUM_FEATURES
-from m6rec.edge.folder import GRAPH_FILE, SERVED, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
-from m6rec.edge.recommender import EdgeRecommender, feed
+from m6rec.edge.folder import SERVED, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
+from m6rec.edge.graphs import open_graphs
+from m6rec.edge.recommender import EdgeRecommender
 from m6rec.errors import ConfigError, MissingExtraError, RunError
+from m6rec.late_interaction.backbone import LateBackbone
 from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.trees import read_tree
-from m6rec.text.tokenize import TokenizedLayout
 
-Example = tuple[TokenizedLayout, Any]
 # Requests that a folder is timed on.
 TIMED = 4
 PACKAGES = ("m6rec", "torch", "transformers", "onnx", "onnxruntime")
@@ -49,7 +51,8 @@ class QuantizeConfig:
 class Quantize:
     """Export a ranking run to ONNX with 8-bit weights: a folder that runs on numpy, onnxruntime and tokenizers.
 
-    A run with exits keeps them all: the folder answers at any depth.
+    A run with exits keeps them all: the folder answers at any depth. One with late interaction becomes two graphs,
+    segments alone and all of them together, with a cache of segments between them.
 
     Args:
         config: precision.
@@ -68,24 +71,30 @@ class Quantize:
         Raises:
             RunError: no ranking run, or the graph does not answer as the model does.
         """
-        task = _ranking(subject)
+        task, backbone = _ranking(subject).eval(), subject.backbone.eval()
         examples = _examples(task, max(2, self.config.calibration))
-        graph = RankingGraph(subject.backbone.eval(), task.eval())
+        if isinstance(backbone, LateBackbone):
+            parts = split_parts(backbone, task, examples)
+        else:
+            parts = [whole_part(RankingGraph(backbone, task), examples)]
+        card = _card(task, backbone, self.config.precision)
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as work:
-            plain = Path(work) / GRAPH_FILE
-            export_graph(graph, *max(examples, key=lambda example: len(example[1])), plain)
-            parity = check_parity(graph, plain, examples[:2])
-            self._round(plain, out / GRAPH_FILE, examples)
-            before = megabytes(plain)
-        _write_rest(subject, task, graph.depths, self.config.precision, out)
-        size = megabytes(out / GRAPH_FILE)
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            for part in parts:
+                export_graph(part, backbone, work / part.file)
+            parity = check_parity(task, backbone, open_graphs(work, card), examples[:2])
+            for part in parts:
+                self._round(work / part.file, out / part.file, part.inputs)
+            before = megabytes(work)
+        _write_rest(task, card, out)
+        size = sum(megabytes(out / part.file) for part in parts)
         whole = sum(megabytes(out / name) for name in SERVED)
         logger.info("%s: %.2f MB (%.2f MB in float32), with words and items %.2f MB", out, size, before, whole)
         sizes = {"graph_megabytes": size, "float32_megabytes": before, "megabytes": whole}
         return {**sizes, "parity": parity, "depths": _by_depth(subject, out, examples[:TIMED])}
 
-    def _round(self, plain: Path, path: Path, examples: Sequence[Example]) -> None:
+    def _round(self, plain: Path, path: Path, inputs: Sequence[dict[str, Any]]) -> None:
         """Write the graph in the chosen precision."""
         if self.config.precision == "fp32":
             shutil.copyfile(plain, path)
@@ -101,7 +110,7 @@ class Quantize:
         quantization.quantize_static(
             plain,
             path,
-            _Reader(examples[: self.config.calibration]),
+            _Reader(inputs[: self.config.calibration]),
             quant_format=quantization.QuantFormat.QDQ,
             # Activations have no sign here: AVX512-VNNI multiplies unsigned by signed bytes.
             activation_type=quantization.QuantType.QUInt8,
@@ -132,13 +141,12 @@ def _by_depth(subject: Subject, out: Path, examples: Sequence[Example]) -> list[
 class _Reader:
     """Requests as onnxruntime's calibration asks for them: one a call, then nothing."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._left: Iterator[Example] = iter(examples)
+    def __init__(self, inputs: Sequence[dict[str, Any]]) -> None:
+        self._left = iter(inputs)
 
     def get_next(self) -> dict[str, Any] | None:
         """Return the next request's inputs."""
-        found = next(self._left, None)
-        return None if found is None else feed(*found)
+        return next(self._left, None)
 
 
 def _ranking(subject: Subject) -> Ranking:
@@ -157,10 +165,9 @@ def _examples(task: Ranking, number: int) -> list[Example]:
     return [(read_tree(row), np.asarray(row["numbers"], np.float32).reshape(-1, NUM_FEATURES)) for row in found]
 
 
-def _write_rest(subject: Subject, task: Ranking, depths: tuple[int, ...], precision: str, out: Path) -> None:
+def _write_rest(task: Ranking, card: EdgeCard, out: Path) -> None:
     """Write tokenizer, items, words and, last, the card."""
-    tokenizer, config = task.tokenizer.tokenizer, task.config
-    tokenizer.backend_tokenizer.save(str(out / TOKENIZER_FILE))
+    task.tokenizer.tokenizer.backend_tokenizer.save(str(out / TOKENIZER_FILE))
     records = [task.catalogue.record(place) for place in range(len(task.catalogue))]
     EdgeCatalogue(records, task.item_statistics.cpu().numpy()).write(out)
     shutil.rmtree(out / WORDS_FOLDER, ignore_errors=True)
@@ -169,12 +176,18 @@ def _write_rest(subject: Subject, task: Ranking, depths: tuple[int, ...], precis
     prompt = task.writer.prompt.path
     shutil.copyfile(prompt, out / WORDS_FOLDER / "prompts" / prompt.name)
     task.renderer.save(out / WORDS_FOLDER / "data_templates" / f"{task.renderer.domain}.yaml")
+    card.write(out, {name: version(name) for name in PACKAGES})
+
+
+def _card(task: Ranking, backbone: Backbone, precision: str) -> EdgeCard:
+    tokenizer, config, depths = task.tokenizer.tokenizer, task.config, depths_of(backbone)
     roles = ("bos", "eos", "sep", "cls", "pad", "mask", "unk")
     special = {role: getattr(tokenizer, f"{role}_token", None) for role in roles}
-    card = EdgeCard(
+    late = backbone if isinstance(backbone, LateBackbone) else None
+    return EdgeCard(
         task=task.name,
         domain=task.renderer.domain,
-        prompt=prompt.stem,
+        prompt=task.writer.prompt.path.stem,
         depths=depths,
         depth=depths[-1],
         max_tokens=task.writer.max_tokens,
@@ -184,5 +197,6 @@ def _write_rest(subject: Subject, task: Ranking, depths: tuple[int, ...], precis
         smoothing=config.smoothing,
         special={role: str(token) for role, token in special.items() if token is not None},
         precision=precision,
+        lead=() if late is None else lead_of(late),
+        max_segments=None if late is None else late.config.max_segments,
     )
-    card.write(out, {name: version(name) for name in PACKAGES})

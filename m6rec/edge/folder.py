@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from m6rec.errors import RunError
 
 EDGE_FORMAT = 1
-CARD_FILE, GRAPH_FILE, TOKENIZER_FILE, ITEMS_FILE = "edge.json", "model.onnx", "tokenizer.json", "items.jsonl"
-WORDS_FOLDER = "templates"
-SERVED = (CARD_FILE, GRAPH_FILE, TOKENIZER_FILE, ITEMS_FILE, WORDS_FOLDER)
+CARD_FILE, TOKENIZER_FILE, ITEMS_FILE, WORDS_FOLDER = "edge.json", "tokenizer.json", "items.jsonl", "templates"
+# One graph for a whole tree; or two, of a late-interacting run: segments alone, and then together.
+GRAPH_FILE, LOWER_FILE, UPPER_FILE = "model.onnx", "lower.onnx", "upper.onnx"
+GRAPH_FILES = (GRAPH_FILE, LOWER_FILE, UPPER_FILE)
+SERVED = (CARD_FILE, *GRAPH_FILES, TOKENIZER_FILE, ITEMS_FILE, WORDS_FOLDER)
 """All that a phone needs of a folder; whatever else lies in it may stay behind."""
-INPUTS = ("ids", "positions", "blocks", "branches", "columns", "numbers")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class EdgeCard:
         threshold: value from which an event is a yes.
         smoothing: how many events of average success a rate starts with.
         special: role (``pad``, ``unk``, ``cls``, ...) -> token, as the tokenizer had them.
-        precision: of the weights in the graph.
+        precision: of the weights in the graphs.
+        lead: ids of the virtual tokens that two graphs read before every text.
+        max_segments: longest way in segments that two graphs know; ``None`` = there is one graph.
     """
 
     task: str
@@ -50,6 +53,8 @@ class EdgeCard:
     smoothing: float
     special: Mapping[str, str]
     precision: str
+    lead: tuple[int, ...] = ()
+    max_segments: int | None = None
 
     def write(self, folder: Path, versions: Mapping[str, str]) -> None:
         """Write ``edge.json``; it comes last and marks the folder as whole."""

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from m6rec.data.features import STATISTICS, features, statistics_of_request
 from m6rec.data.statistics import StatisticsConfig
-from m6rec.edge.folder import GRAPH_FILE, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
+from m6rec.edge.folder import TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
+from m6rec.edge.graphs import open_graphs
 from m6rec.edge.tokenizer import EdgeTokenizer
-from m6rec.errors import ConfigError, MissingExtraError, RunError
+from m6rec.errors import ConfigError
 from m6rec.requests import Event, History, Recommendation, named, read_candidate, read_events, with_record
 from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
@@ -28,6 +29,7 @@ class EdgeRecommender:
         num_threads: of onnxruntime; speed only.
 
     Attributes:
+        graphs: what answers; of a late-interacting run, ``graphs.cache`` keeps its segments.
         depth: layers that are run; set it to any of ``card.depths``, or have :meth:`fit` choose.
 
     Raises:
@@ -43,7 +45,7 @@ class EdgeRecommender:
         self.renderer = Renderer(str(words / "data_templates" / f"{self.card.domain}.yaml"))
         self.prompt = Prompt(str(words / "prompts" / f"{self.card.prompt}.yaml"))
         self.tokenizer = TextTokenizer(EdgeTokenizer(self.folder / TOKENIZER_FILE, self.card.special))
-        self._session = open_graph(self.folder / GRAPH_FILE, num_threads)
+        self.graphs = open_graphs(self.folder, self.card, num_threads)
 
     def rank(
         self,
@@ -125,41 +127,6 @@ class EdgeRecommender:
         if depth not in self.card.depths:
             known = ", ".join(map(str, self.card.depths))
             raise ConfigError(f"depth: got {depth}, expected one of {known}, at which {self.folder} can answer")
-        logits = self._session.run([f"logits_{depth}"], feed(tree, numbers), _only_what_is_asked())[0]
+        logits = self.graphs.logits(tree, numbers, depth)
         shifted = np.exp(logits - logits.max(1, keepdims=True))
         return (shifted[:, 1] / shifted.sum(1)).astype(np.float32)
-
-
-def feed(tree: TokenizedLayout, numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """Return one tree as the graph's inputs; a branch is read at its last token."""
-    ends = np.flatnonzero((tree.branches > 0) & (np.append(tree.branches[1:], -1) != tree.branches))
-    rows = {name: getattr(tree, name)[None].astype(np.int64) for name in ("ids", "positions", "blocks", "branches")}
-    return {**rows, "columns": ends.astype(np.int64), "numbers": numbers}
-
-
-def open_graph(path: Path, num_threads: int = 1) -> Any:
-    """Return an onnxruntime session over a graph.
-
-    Raises:
-        MissingExtraError: onnxruntime is not installed.
-        RunError: the file is missing or damaged.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "edge") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors are of many classes, one a status code
-        raise RunError(f"{path} cannot be read ({error}); export the run again") from error
-
-
-def _only_what_is_asked() -> Any:
-    """Return the options that run no layer beyond the one whose answer is fetched."""
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.only_execute_path_to_fetches = True
-    return options

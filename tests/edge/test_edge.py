@@ -130,12 +130,14 @@ def test_only_ranking_is_exported(retrieval_run, tmp_path):
 
 def test_a_graph_that_answers_otherwise_is_refused(exits_run, tmp_path):
     from m6rec.assemble import open_experiment
-    from m6rec.compressors.export import RankingGraph, check_parity, export_graph
+    from m6rec.compressors.export import RankingGraph, check_parity, export_graph, whole_part
     from m6rec.compressors.quantize import _examples
+    from m6rec.edge.folder import GRAPH_FILE
+    from m6rec.edge.graphs import WholeGraph
 
     experiment = open_experiment(exits_run)
-    graph, examples = RankingGraph(experiment.backbone, experiment.task), _examples(experiment.task, 2)
-    export_graph(graph, *examples[0], tmp_path / "model.onnx")
-    experiment.task.norm.bias.data.add_(np.float32(0.5))
+    task, backbone, examples = experiment.task, experiment.backbone, _examples(experiment.task, 2)
+    export_graph(whole_part(RankingGraph(backbone, task), examples), backbone, tmp_path / GRAPH_FILE)
+    task.norm.bias.data.add_(np.float32(0.5))
     with pytest.raises(RunError, match="differs from the model"):
-        check_parity(graph, tmp_path / "model.onnx", examples)
+        check_parity(task, backbone, WholeGraph(tmp_path), examples)
