@@ -3,6 +3,7 @@
 Tuned, late-interacting, pruned, quantised or early-exiting backbones keep this protocol. This module knows no family.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -155,6 +156,12 @@ class WrappedBackbone(Backbone):
         super().__init__()
         self.inner = inner
         self.training = inner.training
+
+    def around(self, inner: Backbone) -> "WrappedBackbone":
+        """Return a view: this wrapper, with all that it holds, around another backbone; it stays as it is itself."""
+        view = copy.copy(self)
+        view._modules = {**self._modules, "inner": inner}
+        return view
 
     def __getattr__(self, name: str) -> Any:
         """Look in the wrapped backbone for what the wrapper has not got."""

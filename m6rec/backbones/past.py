@@ -195,7 +195,8 @@ def _walk(
 
 
 def _joined(first: TokenBatch, second: TokenBatch) -> TokenBatch:
-    return TokenBatch(**{name: torch.cat([getattr(first, name), getattr(second, name)], dim=1) for name in _FIELDS})
+    columns = {name: torch.cat([getattr(first, name), getattr(second, name)], dim=1) for name in _FIELDS}
+    return TokenBatch(**columns, conditions=first.conditions)
 
 
 def _columns(tokens: TokenBatch, since: int) -> TokenBatch:

@@ -22,6 +22,8 @@ class TokenBatch:
         blocks: ``[batch, tokens]`` int64 time of each token: a token sees trunk tokens of blocks up to its own.
         branches: ``[batch, tokens]`` int64: 0 = trunk, 1.. = branch number; a branch is causal and sees no sibling.
         segments: ``[batch, tokens]`` int64 index of the segment in its layout.
+        conditions: ``[batch, regions]`` int64 number of the condition that a row's trunk and branches are read under,
+            where a backbone is given some (:mod:`m6rec.backbones.conditions`); it goes wherever its row goes.
     """
 
     ids: Int[Tensor, "batch tokens"]
@@ -30,6 +32,7 @@ class TokenBatch:
     blocks: Int[Tensor, "batch tokens"]
     branches: Int[Tensor, "batch tokens"]
     segments: Int[Tensor, "batch tokens"] | None = None
+    conditions: Int[Tensor, "batch regions"] | None = None
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """Return the batch on ``device``."""

@@ -18,6 +18,7 @@ TUNERS = Registry(
         "option": "m6rec.tuners.option:OptionTuner",
         "option-adapter": "m6rec.tuners.option_adapter:OptionAdapterTuner",
         "peterrec": "m6rec.tuners.peterrec:PeterRecTuner",
+        "conditioned": "m6rec.tuners.conditioned:ConditionedTuner",
     },
     group="m6rec.tuners",
 )
