@@ -108,14 +108,14 @@ def test_a_run_that_explains_explains(explaining_run, tmp_path):
     assert scored == [{"score": recommender.score("red")}]
 
 
-class Cut(Exception):
+class CutError(Exception):
     """Stands for the end of the process."""
 
 
 def cut_after(parts):
     def show(done, total):
         if done >= parts:
-            raise Cut
+            raise CutError
 
     return show
 
@@ -126,7 +126,7 @@ def test_a_job_that_was_cut_goes_on_and_ends_in_the_same_file(requests, retrieva
     run_batch(whole, nobody)
     job = BatchJob((str(retrieval_run),), requests, tmp_path / "deep" / "out.parquet", config)
     for rows in (2, 7):
-        with pytest.raises(Cut):
+        with pytest.raises(CutError):
             run_batch(job, cut_after(rows))
         assert not job.out.exists()
     (job.out.parent / "out.parquet.parts" / ".00000005.parquet.77").write_bytes(b"half a part")
@@ -144,7 +144,7 @@ def test_parts_of_another_job_are_not_gone_on_with(requests, retrieval_run, tmp_
     def job(source, **settings):
         return BatchJob((str(retrieval_run),), source, tmp_path / "out.parquet", BatchConfig(part_rows=2, **settings))
 
-    with pytest.raises(Cut):
+    with pytest.raises(CutError):
         run_batch(job(requests), cut_after(2))
     with pytest.raises(ConfigError, match="other k; finish that one"):
         run_batch(job(requests, k=3), nobody)
@@ -202,7 +202,7 @@ class TestMistakes:
         half = write(tmp_path / "in.parquet", {"history": ["red shirt"] * 50})
         half.write_bytes(half.read_bytes()[:-9])
         for source in (half, tmp_path / "nowhere.parquet", tmp_path):
-            with pytest.raises(DataError, match="expected a parquet file|no whole parquet file"):
+            with pytest.raises(DataError, match=r"expected a parquet file|no whole parquet file"):
                 run_batch(BatchJob((str(retrieval_run),), source, tmp_path / "out.parquet"), nobody)
 
     def test_a_damaged_row_group_is_named(self, retrieval_run, tmp_path):
