@@ -1,6 +1,8 @@
 """The items on offer: an index over them, and the vectors of users who ask it. Knows no other task than retrieval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,23 +12,69 @@ from numpy.typing import NDArray
 from m6rec.assemble import Run
 from m6rec.errors import DataError, RunError
 from m6rec.indexes import INDEXES
+from m6rec.indexes.base import Index
 from m6rec.requests import Event, with_record
 from m6rec.tasks.item_space import ItemSpace, last_segments
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.windows import Window, gap_buckets
 
 
+@dataclass(frozen=True)
+class Offer:
+    """The items on offer at one moment; never changes, so that whoever searches it needs no lock.
+
+    Args:
+        space: the catalogue as vectors, items that are no longer on offer among them.
+        vectors: ``[num_items, total]`` float32, as the index has them.
+        offered: ``[num_items]`` bool.
+        index: over the items that were on offer when it was made.
+    """
+
+    space: ItemSpace
+    vectors: NDArray[np.float32]
+    offered: NDArray[np.bool_]
+    index: Index
+
+    @classmethod
+    def of(cls, task: Retrieval, index: str) -> "Offer":
+        """Return what a task offers now, with an index of a name on their shelf."""
+        space, offered = task.space(), task.catalogue.offered
+        vectors, places = space.vectors.cpu().numpy(), np.flatnonzero(offered)
+        made: Index = INDEXES.load(index)(dim=vectors.shape[1])
+        made.add(places, vectors[places])
+        return cls(space, vectors, offered, made)
+
+    def search(self, user: torch.Tensor, history: NDArray[np.int64], k: int) -> tuple[list[int], list[float]]:
+        """Return positions and scores of the ``k`` best items (see :meth:`Catalog.search`)."""
+        query, count = user.cpu().numpy(), int(self.offered.sum())
+        gone = len(self.index) - count
+        found = self.index.search(query[None], min(k, count) + gone).ids[0]
+        followed = self.space.cooccurrence * self.space.followers([history])[0]
+        places = np.union1d(found[found >= 0], np.flatnonzero(followed > 0))
+        places = places[self.offered[places]]
+        scores = self.vectors[places] @ query + followed[places]
+        best = np.argsort(-scores, kind="stable")[:k]
+        return places[best].tolist(), scores[best].tolist()
+
+
 class Catalog:
     """The items on offer, and the index over them.
+
+    Any number of threads may search while one changes items: each search sees them all as they were before, or after.
 
     Args:
         run: whose; only a retrieval run's can be searched and changed.
         index: name on the indexes shelf.
+
+    Attributes:
+        revision: grows with every change, once it can be seen; what was found at one is found until the next.
     """
 
     def __init__(self, run: Run, index: str) -> None:
         self.run, self._index_name = run, index
-        self._index: Any = None
+        self._offer: Offer | None = None
+        self._changing = False
+        self.revision = 0
 
     def __len__(self) -> int:
         return int(self.run.task.catalogue.offered.sum())
@@ -60,9 +108,9 @@ class Catalog:
 
     def score(self, events: list[dict[str, Any]], place: int) -> float:
         """Return the score of one item for a history, as :meth:`nearest` has it."""
-        user, space = self.user(events), self.space
-        followed = space.cooccurrence * space.followers([_places(events)])[0]
-        return float(self._vectors[place] @ user.cpu().numpy() + followed[place])
+        user, offer = self.user(events), self.offer
+        followed = offer.space.cooccurrence * offer.space.followers([_places(events)])[0]
+        return float(offer.vectors[place] @ user.cpu().numpy() + followed[place])
 
     def search(self, user: torch.Tensor, history: NDArray[np.int64], k: int) -> tuple[list[int], list[float]]:
         """Return positions and scores of the ``k`` best items on offer.
@@ -70,54 +118,85 @@ class Catalog:
         The index finds the best inner products; items that followed the history in others' come on top. Counted links
         only ever add to a score, so that the best of both lists together are the best of the catalogue.
         """
-        task = self.retrieval
-        if self._index is None:
-            self._build()
-        found = self._index.search(user[None].cpu().numpy(), min(k, len(self)))
-        followed = self._space.cooccurrence * self._space.followers([history])[0]
-        places = np.union1d(found.ids[0][found.ids[0] >= 0], np.flatnonzero((followed > 0) & task.catalogue.offered))
-        scores = self._vectors[places] @ user.cpu().numpy() + followed[places]
-        best = np.argsort(-scores, kind="stable")[:k]
-        return places[best].tolist(), scores[best].tolist()
+        return self.offer.search(user, history, k)
+
+    @property
+    def offer(self) -> Offer:
+        """The items on offer now, indexed."""
+        offer = self._offer
+        if offer is None:
+            self._offer = offer = Offer.of(self.retrieval, self._index_name)
+        return offer
 
     @property
     def space(self) -> ItemSpace:
         """The catalogue as vectors."""
-        if self._index is None:
-            self._build()
-        return self._space
+        return self.offer.space
 
-    def _build(self) -> None:
-        task = self.retrieval
-        self._space = task.space()
-        self._vectors = self._space.vectors.cpu().numpy()
-        places = np.flatnonzero(task.catalogue.offered)
-        self._index = INDEXES.load(self._index_name)(dim=self._vectors.shape[1])
-        self._index.add(places, self._vectors[places])
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change items while others search: the index is made anew once, at the end, beside the one that they ask."""
+        self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
+            self._seen(Offer.of(self.retrieval, self._index_name))
 
-    def add(self, items: Sequence[Mapping[str, Any]]) -> None:
+    def _seen(self, offer: Offer | None) -> None:
+        self._offer = offer
+        self.revision += 1
+
+    def add(self, items: Sequence[Mapping[str, Any]], vectors: torch.Tensor | None = None) -> None:
         """Offer new items, known by their text alone; the next request can return them.
 
         Args:
             items: mappings with ``id`` and the item's fields (``title``, ``brand``, ``category``, ...).
+            vectors: ``[items, hidden]`` the backbone's vectors of their texts, from before; default: they are read.
 
         Raises:
             DataError: an item without id or text, or an id that is taken.
         """
-        task = self.retrieval
+        self._put(items, vectors, self.retrieval.catalogue.add)
+
+    def change(self, items: Sequence[Mapping[str, Any]], vectors: torch.Tensor | None = None) -> None:
+        """Give items on offer other words; what training has learnt of each stays with it.
+
+        Args:
+            items: as :meth:`add` takes them, each with all its fields.
+            vectors: likewise.
+
+        Raises:
+            DataError: an item without id or text, or one that is not on offer; nothing is changed then.
+        """
+        self._put(items, vectors, self.retrieval.catalogue.change)
+
+    def _put(self, items: Sequence[Mapping[str, Any]], vectors: torch.Tensor | None, put: Callable[..., None]) -> None:
+        task, texts = self.retrieval, self.texts(items)
+        records = [{key: value for key, value in item.items() if key != "id"} for item in items]
+        if vectors is None:
+            vectors = task.encoder.encode(self.run.backbone, task.tokenizer.texts(texts))
+        put([str(item["id"]) for item in items], records, texts, vectors)
+        if not self._changing:
+            # Every new item's boost depends on how many there are, so the index is made anew at the next request.
+            self._seen(None)
+
+    def texts(self, items: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return the words of items as :meth:`add` takes them.
+
+        Raises:
+            DataError: an item without id or text.
+        """
+        render = self.retrieval.renderer.item
         missing = [item for item in items if item.get("id") is None]
         if missing:
             raise DataError(f"got an item without `id`: {dict(missing[0])!r}")
-        records = [{key: value for key, value in item.items() if key != "id"} for item in items]
-        texts = [task.renderer.item(record) for record in records]
-        unnamed = task.renderer.item({})
+        texts = [render({key: value for key, value in item.items() if key != "id"}) for item in items]
+        unnamed = render({})
         empty = [item["id"] for item, text in zip(items, texts, strict=True) if text == unnamed]
         if empty:
             raise DataError(f"got items without any text: {', '.join(map(str, empty[:5]))}; give a title")
-        vectors = task.encoder.encode(self.run.backbone, task.tokenizer.texts(texts))
-        task.catalogue.add([str(item["id"]) for item in items], records, texts, vectors)
-        # Every new item's boost depends on how many there are, so the index is made anew at the next request.
-        self._index = None
+        return texts
 
     def remove(self, ids: Sequence[str]) -> None:
         """Stop offering items.
@@ -125,9 +204,10 @@ class Catalog:
         Raises:
             DataError: an unknown id; nothing is removed then.
         """
-        places = self.retrieval.catalogue.remove([str(key) for key in ids])
-        if self._index is not None:
-            self._index.remove(np.array(places))
+        catalogue = self.retrieval.catalogue
+        catalogue.remove([str(key) for key in ids])
+        if not self._changing:
+            self._seen(self._offer and replace(self._offer, offered=catalogue.offered))
 
     def user(self, events: list[dict[str, Any]]) -> torch.Tensor:
         """Return the user's vector, as the index wants it."""

@@ -90,7 +90,7 @@ class Catalogue:
         Raises:
             DataError: a key is taken by an item that is still offered.
         """
-        taken = [key for key in keys if key in self._places and self.offered[self._places[key]]]
+        taken = [key for key in keys if self.offers(key)]
         if taken or len(set(keys)) < len(keys):
             raise DataError(
                 f"got item ids that are taken: {', '.join(taken[:5]) or 'twice in one call'}; remove them first"
@@ -100,11 +100,32 @@ class Catalogue:
         self.ids = np.concatenate([self.ids, np.full(len(keys), -1)])
         self.offered = np.concatenate([self.offered, np.ones(len(keys), dtype=bool)])
         for key, record, text in zip(keys, records, texts, strict=True):
-            self._places[key] = len(self.keys)
-            self._titles[_fold(record.get("title"))] = len(self.keys)
-            self.keys.append(key)
             self.records.append(record)
             self.texts.append(text)
+            self.keys.append(key)
+            # Last: whoever finds it from another thread also finds all that belongs to it.
+            self._titles[_fold(record.get("title"))] = self._places[key] = len(self.keys) - 1
+
+    def change(
+        self, keys: Sequence[str], records: Sequence[Record], texts: Sequence[str], vectors: Tensor | None = None
+    ) -> None:
+        """Give items other words; what training has learnt of each stays with it.
+
+        Args:
+            keys: distinct.
+            records: all fields of each.
+            texts: the words of each.
+            vectors: of the texts; ``None`` = the catalogue has none.
+
+        Raises:
+            DataError: a key that is not on offer; nothing is changed then.
+        """
+        places = self._on_offer(keys, "changed")
+        if self.vectors is not None and vectors is not None:
+            self.vectors = self.vectors.index_copy(0, torch.tensor(places), vectors)
+        for place, record, text in zip(places, records, texts, strict=True):
+            self.records[place], self.texts[place] = record, text
+            self._titles[_fold(record.get("title"))] = place
 
     def remove(self, keys: Sequence[str]) -> list[int]:
         """Stop offering items; return their positions.
@@ -112,12 +133,21 @@ class Catalogue:
         Raises:
             DataError: a key that is not on offer; nothing is removed then.
         """
-        unknown = [key for key in keys if key not in self._places or not self.offered[self._places[key]]]
-        if unknown:
-            raise DataError(f"got item ids that are not on offer: {', '.join(unknown[:5])}; nothing was removed")
-        places = [self._places[key] for key in dict.fromkeys(keys)]
-        self.offered[places] = False
+        places = self._on_offer(list(dict.fromkeys(keys)), "removed")
+        offered = self.offered.copy()  # whoever reads in another thread goes on with the former
+        offered[places] = False
+        self.offered = offered
         return places
+
+    def offers(self, key: str) -> bool:
+        """Whether an item of this key is on offer."""
+        return key in self._places and bool(self.offered[self._places[key]])
+
+    def _on_offer(self, keys: Sequence[str], what: str) -> list[int]:
+        unknown = [key for key in keys if not self.offers(key)]
+        if unknown:
+            raise DataError(f"got item ids that are not on offer: {', '.join(unknown[:5])}; nothing was {what}")
+        return [self._places[key] for key in keys]
 
     def save(self, folder: Path) -> None:
         """Write ``items.parquet`` and ``vectors.safetensors``."""

@@ -85,6 +85,7 @@ class ItemSpace:
     def boosted(
         self,
         groups: Sequence[tuple[NDArray[np.bool_], float]],
+        trained: NDArray[np.bool_],
         states: Float[Tensor, "users dim"],
         last: Int[Tensor, "users window"],
     ) -> Float[Tensor, " items"]:
@@ -92,6 +93,7 @@ class ItemSpace:
 
         Args:
             groups: ``[items]`` members, and the share that the group is expected to get; groups are disjoint.
+            trained: ``[items]`` whom they are held against.
             states: the sample's learnt vectors.
             last: the sample's last items, newest first, -1 = none.
         """
@@ -99,7 +101,6 @@ class ItemSpace:
         groups = [(members, share) for members, share in groups if members.any()]
         if not groups:
             return boost
-        trained = ~np.any([members for members, _ in groups], axis=0)
         histories = [row[row >= 0][::-1] for row in last.cpu().numpy()]
         scores = (self.users(states, self.profiles(last)) @ self.vectors.T).cpu().numpy()
         scores += np.float32(self.cooccurrence) * self.followers(histories)

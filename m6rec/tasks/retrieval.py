@@ -310,7 +310,7 @@ class Retrieval(Task):
             text=float(self.blend[1]),
             config=self.config.neighbours,
         )
-        return replace(space, boost=space.boosted(self._newcomers(new), self.probes, self.probe_items))
+        return replace(space, boost=space.boosted(self._newcomers(new), ~new, self.probes, self.probe_items))
 
     def _newcomers(self, new: NDArray[np.bool_]) -> list[tuple[NDArray[np.bool_], float]]:
         """Return groups of items without training events, and the share of next events that each is expected to get.
@@ -321,7 +321,8 @@ class Retrieval(Task):
         if (given := self.config.neighbours.new_share) is not None:
             return [(offered, given)]
         later = offered & (np.arange(len(new)) >= int(self.at_training[0]))
-        return [(offered & ~later, float(self.at_training[1])), (later, float(later.sum() / max(1, len(later))))]
+        share = float(later.sum() / max(1, self.catalogue.offered.sum()))
+        return [(offered & ~later, float(self.at_training[1])), (later, share)]
 
     @torch.no_grad()
     def states(
