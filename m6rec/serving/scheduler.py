@@ -128,6 +128,11 @@ class Scheduler:
         times += [self._deadlines[0][0]] if self._deadlines else []
         return max(now, min(times)) if times else None
 
+    def give_up(self, error: M6RecError) -> None:
+        """Answer everybody who still waits with an error."""
+        for event in list(self._tickets):
+            self._fail(event, error)
+
     def report(self) -> dict[str, Any]:
         """Return all figures as plain values (see :meth:`m6rec.serving.executors.base.Executor.report`)."""
         return {
@@ -163,11 +168,12 @@ class Scheduler:
     def _admit(self, ticket: Ticket, now: float) -> None:
         """Let an event into the pipeline on the best rung that is in time, or refuse it."""
         event, rungs, wait = ticket.event, self.graph.ladder.rungs, 0.0
+        allowed = self.graph.ladder.config.admit * (event.deadline - now)
         for number in range(event.rung, len(rungs)):
             event.rung, event.payload["rung"] = number, rungs[number]
             path = self.graph.path(event.payload)
             wait = self._time_for(event.payload, path, now)
-            if self._has_room(path) and now + wait <= event.deadline:
+            if self._has_room(path) and wait <= allowed:
                 self._advance(event, now)
                 return
         stuck = next((lane.stage.name for lane in self.lanes.values() if lane.is_dead), None)

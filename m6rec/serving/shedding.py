@@ -39,6 +39,8 @@ class SheddingConfig:
 
     interval_ms: float = 250.0
     """How often the level is set."""
+    admit: float = 0.9
+    """A request is taken where it is expected to need at most this share of its time."""
     high: float = 0.8
     """Down above this share of a request's time: of the slowest twentieth, or of what the longest queue will take."""
     low: float = 0.5
@@ -51,7 +53,7 @@ class SheddingConfig:
     def __post_init__(self) -> None:
         problems = [
             f"{name}: got {getattr(self, name)}, expected more than 0 and at most 1"
-            for name in ("add", "factor")
+            for name in ("admit", "add", "factor")
             if not 0 < getattr(self, name) <= 1
         ]
         problems += [f"interval_ms: got {self.interval_ms}, expected more than 0"] if self.interval_ms <= 0 else []

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from m6rec.errors import ConfigError
 
@@ -99,12 +99,17 @@ class Stage:
             raise ConfigError(f"stage {self.name!r}: got streams with kind {self.kind!r}, expected thread")
 
 
-class Sink:
+class Sink(Protocol):
     """Where the pieces of a streamed answer go."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody listens."""
+        ...
+
     def push(self, piece: str) -> bool:
-        """Hand on a piece; ``False`` = nobody listens any more."""
-        raise NotImplementedError
+        """Hand on a piece, and wait while too many are under way; ``False`` = nobody listens any more."""
+        ...
 
 
 @dataclass(eq=False)
@@ -145,6 +150,16 @@ class Event:
         self.trace.setdefault(stage, {}).update(update.get("notes", {}))
 
 
+def run_batch(stage: Stage, events: Sequence[Event]) -> Sequence[Update | Exception] | Exception:
+    """Return what a stage gives for a batch; an exception alone = it failed as a whole."""
+    try:
+        if stage.streams:
+            return [last_update(stage, event.payload, event.sink) for event in events]
+        return list(stage.run([event.payload for event in events]))
+    except Exception as error:  # noqa: BLE001 - whatever a stage raises fails its own requests, and nothing else
+        return error
+
+
 def last_update(stage: Stage, payload: Payload, sink: Sink | None) -> Update:
     """Run a stage that streams, hand its pieces on, and return the update that it ends with.
 
@@ -158,6 +173,6 @@ def last_update(stage: Stage, payload: Payload, sink: Sink | None) -> Update:
             update = piece
         elif sink is not None and not sink.push(piece):
             break
-    if update is None and (sink is None or sink.push("")):
+    if update is None and (sink is None or sink.is_open):
         raise ConfigError(f"stage {stage.name!r} ended its stream without an update")
     return update or {}
