@@ -29,7 +29,9 @@ class Batch:
     def figures(self, event: Event, now: float) -> dict[str, Any]:
         """Return what one event's trace says of it."""
         waited, ran = self.began - event.entered[self.stage.name], now - self.began
-        return {"wait_ms": 1000 * waited, "ms": 1000 * ran, "batch": len(self.events)}
+        size = self.stage.size(event.payload)
+        ends = {"wait_ms": 1000 * waited, "ms": 1000 * ran}
+        return {**ends, "size": size, "batch": len(self.events), "batch_size": self.size}
 
 
 class Lane:

@@ -20,7 +20,8 @@ def test_an_answer_says_what_made_it():
     answer = course.answers[1]
     assert answer["items"] == [1, "a"]
     assert (answer["rung"], answer["version"]) == ("full", "0")
-    assert answer["trace"]["work"] == {"wait_ms": 0.0, "ms": pytest.approx(10), "batch": 1}
+    figures = {"wait_ms": 0.0, "ms": pytest.approx(10), "size": 1.0, "batch": 1, "batch_size": 1.0}
+    assert answer["trace"]["work"] == figures
     assert course.scheduler.is_idle
 
 
