@@ -10,8 +10,8 @@ Answer = dict[str, Any]
 
 * ``rung``: name of the ladder's rung that made it (:mod:`m6rec.serving.shedding`), or ``"cache"``,
 * ``version``: of the models that made it,
-* ``trace``: stage -> ``ms`` in it, ``wait_ms`` before it, ``size`` of the request there, ``batch`` that it was run in (how
-  many) and ``batch_size``, and what the stage itself noted.
+* ``trace``: stage -> ``ms`` in it, ``wait_ms`` before it, ``size`` of the request there, ``batch`` that it was run in
+  (how many) and its ``batch_size``, and what the stage itself noted.
 """
 
 
