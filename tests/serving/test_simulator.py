@@ -32,12 +32,12 @@ def test_one_server_waits_as_queueing_theory_says(load):
 
 
 def test_many_servers_on_one_core_are_no_faster_than_one():
-    times = poisson(50, 1000, np.random.default_rng(0))
+    times = poisson(70, 1500, np.random.default_rng(0))
     alone, many, cores = (
         simulate(line(max_batch=1, queue_cap=10**6, workers=workers), arriving(times), linear(0.01, 0), cores=cores)
         for workers, cores in ((1, 1), (4, 1), (4, 4))
     )
-    assert alone.cpu_seconds == many.cpu_seconds == pytest.approx(20)
+    assert alone.cpu_seconds == many.cpu_seconds == pytest.approx(15)
     # Processor sharing (M/D/1-PS) waits twice as long as first come first served, on average.
     assert many.latency.mean() > 1.2 * alone.latency.mean()
     assert cores.latency.mean() < 1.05 * 0.01
