@@ -140,6 +140,8 @@ def learnt(experiment: Experiment) -> Task:
     scenes, task = experiment.recipe.scenes, experiment.task
     if experiment.recipe.dense is not None:
         raise ConfigError("a recipe with dense is taught in stages: train it by m6rec.stages.train, or m6rec train")
+    if experiment.recipe.distillation is not None:
+        raise ConfigError("a recipe with distillation is taught by m6rec.distilling.train, or m6rec train")
     if experiment.recipe.exits is not None:
         return ExitTask(task, experiment.recipe.exits)
     if scenes is None:

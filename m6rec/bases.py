@@ -8,7 +8,7 @@ import itertools
 from pathlib import Path
 
 from m6rec.backbones.base import Backbone
-from m6rec.backbones.create import create_model, prune_model
+from m6rec.backbones.create import create_model, keep_layers, prune_model, save_backbone
 from m6rec.backbones.resolve import resolve_backbone
 from m6rec.recipe import Recipe, plugin
 from m6rec.runs import BASE_FOLDER
@@ -21,11 +21,12 @@ TOKENIZER_TEXTS = 100_000
 
 
 def make_base(recipe: Recipe, material: Material) -> None:
-    """Write the model that a recipe wants made (``backbone.name=new``, ``vocabulary=used``) into the run's folder.
+    """Write the model that a recipe wants made (``name=new``, ``vocabulary=used``, ``layers=N``) into the run's folder.
 
     Raises:
         DataError: there is no text to make a vocabulary from.
-        BackboneError: a vocabulary that cannot be cut.
+        ConfigError: more layers than the pretrained model has.
+        BackboneError: a vocabulary, or a stack of layers, that cannot be cut.
     """
     if not recipe.backbone.is_made:
         return
@@ -33,8 +34,14 @@ def make_base(recipe: Recipe, material: Material) -> None:
     folder = Path(recipe.out) / BASE_FOLDER
     if recipe.backbone.name == "new":
         create_model(recipe.backbone.shape, texts, folder, recipe.seed)
+        return
+    backbone = resolve_backbone(recipe.backbone.name, recipe.backbone.revision)
+    if recipe.backbone.layers is not None:
+        keep_layers(backbone, recipe.backbone.layers)
+    if recipe.backbone.vocabulary == "used":
+        prune_model(backbone, texts, folder)
     else:
-        prune_model(resolve_backbone(recipe.backbone.name, recipe.backbone.revision), texts, folder)
+        save_backbone(backbone, folder)
 
 
 def base_backbone(recipe: Recipe, folder: Path) -> Backbone:

@@ -35,9 +35,11 @@ SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
     "baselines": "m6rec.baselines:BASELINES",
     "compressors": "m6rec.compressors:COMPRESSORS",
+    "executors": "m6rec.serving.executors:EXECUTORS",
     "indexes": "m6rec.indexes:INDEXES",
     "sources": "m6rec.data.sources:SOURCES",
     "tasks": "m6rec.tasks:TASKS",
+    "teachers": "m6rec.distillation.executors:EXECUTORS",
     "tuners": "m6rec.tuners:TUNERS",
 }
 

@@ -12,6 +12,7 @@ from m6rec.backbones.shape import Shape
 from m6rec.compressors.exit_config import ExitConfig
 from m6rec.config import assign, parse, plain
 from m6rec.data.scenes import SceneConfig
+from m6rec.distillation.config import DistillationConfig
 from m6rec.errors import ConfigError, UnknownNameError
 from m6rec.late_interaction.config import LateInteractionConfig
 from m6rec.runs import BASE_FOLDER
@@ -35,13 +36,16 @@ class BackboneConfig:
     vocabulary: Literal["whole", "used"] = "whole"
     """Word pieces of a pretrained BERT that are kept: all, or those that the dataset's text uses (half of MiniLM's
     weights are rows for the others). Changes results: words that the text lacks are cut finer."""
+    layers: int | None = None
+    """Layers of a pretrained model that are kept, evenly from the first to the last: a smaller student with its
+    teacher's tokenizer; null = all. Changes results."""
     shape: Shape = field(default_factory=Shape)
     """Of a new model; it counts only with `name: new`."""
 
     @property
     def is_made(self) -> bool:
         """Whether the run makes the model itself, from the dataset's text."""
-        return self.name == "new" or self.vocabulary == "used"
+        return self.name == "new" or self.vocabulary == "used" or self.layers is not None
 
     @property
     def origin(self) -> str:
@@ -75,6 +79,8 @@ class Recipe:
     dense: DenseConfig | None = None
     """How retrieval is taught by an earlier retriever and a ranker (RocketQA); null = by its own loss. Changes
     results."""
+    distillation: DistillationConfig | None = None
+    """Which finished run teaches this one, and by which way its labels come; null = none does. Changes results."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop's settings; its seed is the recipe's."""
     domain: str | None = None

@@ -23,6 +23,7 @@ import torch
 from accelerate import PartialState
 from rich.table import Table
 
+from m6rec import distilling
 from m6rec.assemble import Experiment, open_experiment, train_run
 from m6rec.errors import ConfigError, RunError
 from m6rec.recipe import Recipe
@@ -64,7 +65,7 @@ class Teachers:
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, TrainResult]:
-    """Train a recipe: in stages where its retrieval is taught by an earlier one, else at once.
+    """Train a recipe: in stages where its retrieval is taught by an earlier one, by a teacher's labels, or at once.
 
     Args:
         recipe: with or without ``dense``.
@@ -75,6 +76,8 @@ def train(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, TrainRes
         RunError: as :func:`m6rec.assemble.train_run`; or a ranker that prefers what nobody took.
     """
     config = recipe.dense
+    if recipe.distillation is not None:
+        return distilling.train(recipe, resume=resume)
     if config is None:
         return train_run(recipe, resume=resume)
     if recipe.task["name"] != "retrieval":

@@ -1,4 +1,4 @@
-"""Models that nobody has published: a small one made from a shape, or a pretrained one with its vocabulary cut.
+"""Models that nobody has published: a small one made from a shape, a pretrained one with fewer words or layers.
 
 Both are written as a folder that ``resolve_backbone`` loads. This module knows no corpus beyond its texts.
 """
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,8 @@ from m6rec.backbones.anatomy import ANATOMIES, part
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.pretrained import PretrainedBackbone
 from m6rec.backbones.shape import Shape
-from m6rec.errors import BackboneError
+from m6rec.backbones.structure import set_layers, single_stack
+from m6rec.errors import BackboneError, ConfigError
 from m6rec.text.segments import CONTROL_TOKENS
 from m6rec.text.vocabulary import prune_tokenizer, train_tokenizer
 
@@ -53,6 +55,20 @@ def prune_model(backbone: Backbone, texts: Iterable[str], folder: Path) -> None:
     tokenizer, kept = prune_tokenizer(bare.tokenizer, texts)
     rows = torch.from_numpy(kept)
     _write(folder, _with_tables(bare, lambda table: table[rows]), tokenizer)
+
+
+def keep_layers(backbone: Backbone, number: int) -> None:
+    """Keep some layers of a bare backbone, evenly from the first to the last, in place.
+
+    Raises:
+        ConfigError: more layers than there are.
+        BackboneError: a family with two stacks.
+    """
+    stack = single_stack(backbone.model)
+    if not 1 <= number <= len(stack):
+        raise ConfigError(f"layers: got {number}, expected 1 to {len(stack)}, the layers of {backbone.name}")
+    set_layers(backbone.model, [stack[place] for place in np.linspace(0, len(stack) - 1, number).round().astype(int)])
+    backbone.num_layers = number
 
 
 def save_backbone(backbone: Backbone, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -251,15 +251,8 @@ class Run:
             tracker.finish()
 
     def _new_stream(self) -> Stream:
-        return Stream(
-            len(self.examples),
-            self.config.batch_size_for(len(self.examples)),
-            seed=self.config.seed,
-            lengths=self.task.lengths() if self.config.bucket_by_length else None,
-            accumulation=self.config.gradient_accumulation,
-            rank=self.rank,
-            num_processes=int(self.accelerator.num_processes),
-        )
+        processes = int(self.accelerator.num_processes)
+        return Stream.of(self.config, len(self.examples), self.task.lengths(), self.rank, processes)
 
     def _seconds_left(self) -> float:
         done = self.share() - self._former_share

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from m6rec.training.config import TrainingConfig
+
 # Batches that are sorted by length together: enough for little padding, few enough to stay random.
 WINDOW = 50
 
@@ -99,6 +101,26 @@ class Stream:
         self.accumulation, self.rank, self.num_processes = accumulation, rank, num_processes
         self.num_batches = -(-num_examples // batch_size)
         self._epoch, self._batches = -1, list[NDArray[np.int64]]()
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainingConfig,
+        num_examples: int,
+        lengths: Sequence[int] | None,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> "Stream":
+        """Return the stream that a training goes through."""
+        return cls(
+            num_examples,
+            config.batch_size_for(num_examples),
+            seed=config.seed,
+            lengths=lengths if config.bucket_by_length else None,
+            accumulation=config.gradient_accumulation,
+            rank=rank,
+            num_processes=num_processes,
+        )
 
     def batch(self, epoch: int, index: int) -> NDArray[np.int64]:
         """Return the examples of batch ``index`` of ``epoch``, over all processes."""
