@@ -86,7 +86,7 @@ class SegmentEncoder:
         device = next(backbone.parameters()).device
         vectors = torch.zeros(len(texts), backbone.hidden_size)
         groups = track(
-            list(self._groups(texts)),
+            list(self.groups(texts)),
             f"encoding {len(texts)} {what}",
             console=Console(stderr=True),
             transient=True,
@@ -98,7 +98,7 @@ class SegmentEncoder:
         backbone.train(training)
         return vectors
 
-    def _groups(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    def groups(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """Yield row numbers of similar length whose padded size stays within the budget."""
         group: list[int] = []
         for row in sorted(range(len(texts)), key=lambda number: len(texts[number])):
