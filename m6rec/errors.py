@@ -6,7 +6,9 @@
     ├── ConfigError          a recipe, flag or setting is wrong
     │   └── UnknownNameError     a name that no shelf or field has
     ├── DataError            a log, catalogue or dataset folder is wrong
-    │   └── RowError             one row is wrong: names file, row and field
+    │   ├── RowError             one row is wrong: names file, row and field
+    │   ├── ItemTakenError       an item is to be added under an id that another one has
+    │   └── ItemUnknownError     an item is to be changed or removed that is not on offer
     ├── TemplateError        a template or prompt file is wrong
     ├── BackboneError        a backbone cannot be found or is of an unknown family
     ├── TunerError           an adapter does not fit, or a tuner cannot do what was asked
@@ -80,6 +82,14 @@ class RowError(DataError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.row, self.field, self.problem)
+
+
+class ItemTakenError(DataError):
+    """An item is to be added under an id that another one has."""
+
+
+class ItemUnknownError(DataError):
+    """An item is to be changed or removed that is not on offer."""
 
 
 class TemplateError(M6RecError):

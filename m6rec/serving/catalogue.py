@@ -14,21 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m6rec.api import Recommender
-from m6rec.errors import DataError, JournalError, M6RecError, StageError
+from m6rec.errors import DataError, ItemTakenError, ItemUnknownError, JournalError, M6RecError, StageError
 from m6rec.serving.journal import Change, Journal
 from m6rec.serving.snapshot import Snapshot, apply
 
 logger = logging.getLogger(__name__)
 Item = Mapping[str, Any]
 Verb = Literal["add", "change", "remove"]
-
-
-class ItemTakenError(DataError):
-    """An item is to be added under an id that another one has."""
-
-
-class ItemUnknownError(DataError):
-    """An item is to be changed or removed that is not on offer."""
 
 
 @dataclass(frozen=True)

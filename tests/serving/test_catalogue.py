@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from m6rec.api import load
-from m6rec.errors import DataError, JournalError, RunError
-from m6rec.serving.catalogue import CatalogueConfig, ItemTakenError, ItemUnknownError, ServedCatalogue
+from m6rec.errors import DataError, ItemTakenError, ItemUnknownError, JournalError, RunError
+from m6rec.serving.catalogue import CatalogueConfig, ServedCatalogue
 
 NEW = {"id": "n1", "title": "yellow teapot", "category": "kitchen"}
 HISTORY = "red shirt; blue lamp; yellow teapot"
