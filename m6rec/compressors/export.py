@@ -103,7 +103,7 @@ def export_graph(part: Part, backbone: Backbone, path: Path) -> None:
         from onnx_ir.passes.common import DeduplicateInitializersPass
     except ImportError as error:
         raise MissingExtraError("onnxscript", "edge") from error
-    with torch.no_grad(), merged(backbone), _quiet():
+    with torch.no_grad(), merged(backbone), quiet():
         program = torch.onnx.export(
             part.module.eval(),
             tuple(map(torch.from_numpy, part.inputs[0].values())),
@@ -158,14 +158,13 @@ def _names(open_sizes: dict[str, dict[int, str]]) -> set[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress, and its warnings about its own insides, off the screen."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Keep the progress of exporter and quantiser, and their warnings about their own insides, off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)

@@ -14,7 +14,7 @@ import numpy as np
 from m6rec.backbones.base import Backbone
 from m6rec.compressors.base import Subject
 from m6rec.compressors.cost import cpu_ms, megabytes
-from m6rec.compressors.export import Example, RankingGraph, check_parity, depths_of, export_graph, whole_part
+from m6rec.compressors.export import Example, RankingGraph, check_parity, depths_of, export_graph, quiet, whole_part
 from m6rec.compressors.split import lead_of, split_parts
 from m6rec.data.features import NUM_FEATURES
 from m6rec.edge.folder import SERVED, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
@@ -84,8 +84,9 @@ class Quantize:
             for part in parts:
                 export_graph(part, backbone, work / part.file)
             parity = check_parity(task, backbone, open_graphs(work, card), examples[:2])
-            for part in parts:
-                self._round(work / part.file, out / part.file, part.inputs)
+            with quiet():
+                for part in parts:
+                    self._round(work / part.file, out / part.file, part.inputs)
             before = megabytes(work)
         _write_rest(task, card, out)
         size = sum(megabytes(out / part.file) for part in parts)

@@ -13,7 +13,7 @@ import torch
 from benches.harness import Bench
 from numpy.typing import NDArray
 
-from m6rec.assemble import Experiment, open_experiment
+from m6rec.assemble import Experiment
 from m6rec.backbones.base import Backbone
 from m6rec.compression import COMPRESSION_FILE, compress_run
 from m6rec.compressors.cost import cpu_ms
@@ -21,7 +21,6 @@ from m6rec.data.features import features
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
 from m6rec.metrics.ranking import auc
-from m6rec.runs import CARD_FILE
 from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.ranking_data import RankingBatch, pair_statistics, ranking_batch
 from m6rec.tasks.trees import slates
@@ -49,13 +48,18 @@ class Request:
     labels: NDArray[np.float32]
 
 
-def ranking_run(bench: Bench, seed: int) -> Experiment:
-    """Return a ranking run on films by time, words alone; one that is in the work folder already is taken."""
+def ranking_run(bench: Bench, seed: int, recipe: str = "ranking") -> Experiment:
+    """Return a ranking run on films by time, words alone.
+
+    Args:
+        bench: whose work folder.
+        seed: of split and training.
+        recipe: ``ranking``, or ``ranking-late`` for one with late interaction.
+    """
     source = LatestSmall(LatestSmall.Config(path=str(bench.folder("ml-latest-small"))))
     dataset = bench.prepare(source, f"by-time-{seed}", PrepareConfig(split="temporal", seed=seed))
-    if (bench.work / f"plain-{seed}" / CARD_FILE).is_file():
-        return open_experiment(bench.work / f"plain-{seed}", str(dataset.folder))
-    return bench.train("ranking", dataset, "plain", seed, [*WORDS, *LAST])
+    name = {"ranking": "plain", "ranking-late": "late"}[recipe]
+    return bench.train(recipe, dataset, name, seed, [*WORDS, *LAST])
 
 
 def compressed(bench: Bench, run: Path, method: str, name: str, words: Sequence[str] = ()) -> Path:

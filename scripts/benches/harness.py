@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from m6rec.assemble import Experiment, train_run
+from m6rec.assemble import Experiment, open_experiment, train_run
 from m6rec.comparison import Compared, compare_run
 from m6rec.config import plain
 from m6rec.data.prepare import PrepareConfig, prepare
 from m6rec.data.sources.base import Source
 from m6rec.data.store import Dataset
-from m6rec.errors import ConfigError
+from m6rec.errors import ConfigError, RunError
 from m6rec.recipe import read_recipe
-from m6rec.runs import CARD_FILE
+from m6rec.runs import CARD_FILE, read_card
 
 console = Console(stderr=True)
 # Counting baselines are searched in seconds; SASRec's default is the outcome of a search on Beauty's validation.
@@ -94,28 +94,34 @@ class Bench:
         return Dataset.open(out)
 
     def train(self, recipe: str, dataset: Dataset, name: str, seed: int, words: Sequence[str] = ()) -> Experiment:
-        """Train a recipe on a dataset."""
+        """Train a recipe on a dataset; a run that lies in ``--work`` is taken up, where it ended or where it was cut.
+
+        Raises:
+            RunError: the run there is of another recipe.
+        """
         out = self.work / f"{name}-{seed}"
         quick = ["training.max_steps=4", "task.item_layers=1", "task.item_tokens=12"] if self.quick else []
         if not recipe.startswith("retrieval"):
             quick = quick[:1]
         chosen = read_recipe(recipe, [f"data={dataset.folder}", f"out={out}", f"seed={seed}", *words, *quick])
-        experiment, result = train_run(chosen)
-        if result.interrupted:
-            raise SystemExit(130)
         self.recipe = plain(chosen)
+        if not (out / CARD_FILE).is_file():
+            _, result = train_run(chosen, resume=True)
+            if result.interrupted:
+                raise SystemExit(130)
+        experiment = open_experiment(out, str(dataset.folder))
+        if plain(experiment.recipe) != self.recipe:
+            raise RunError(f"{out} holds a run of another recipe; give another --work, or remove it")
+        cost = read_card(out)
         self.details.setdefault("training", []).append(
-            {"run": out.name, "cpu_seconds": result.cpu_seconds, "epochs": result.epochs, "best_step": result.best_step}
+            {"run": out.name, "cpu_seconds": cost["cpu_seconds"], "epochs": cost["epochs"], "steps": cost["steps"]}
         )
         return experiment
 
     def pretrain(self, dataset: Dataset, name: str, seed: int, words: Sequence[str] = ()) -> str:
         """Return the folder of a small language model of a dataset's text; one that lies in ``--work`` is taken up."""
-        out = self.work / f"{name}-{seed}"
-        if not (out / CARD_FILE).is_file():
-            small = ["backbone.shape.hidden_size=64", "backbone.shape.num_layers=2"] if self.quick else []
-            self.train("pretrain-small", dataset, name, seed, [*words, *small])
-        return str(out)
+        small = ["backbone.shape.hidden_size=64", "backbone.shape.num_layers=2"] if self.quick else []
+        return self.train("pretrain-small", dataset, name, seed, [*words, *small]).recipe.out
 
     def compare(
         self,
