@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from m6rec import batch_commands, compress_commands, text_commands
+from m6rec import batch_commands, compress_commands, plan_commands, serve_commands, text_commands
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
 from m6rec.screen import HistoryOption, JsonOption, RunArgument, console, parts, read_history, write_json
 
@@ -31,6 +31,8 @@ app.add_typer(hub_app, name="hub")
 app.add_typer(text_commands.app)
 app.add_typer(compress_commands.app)
 app.add_typer(batch_commands.app)
+app.add_typer(plan_commands.app)
+app.add_typer(serve_commands.app)
 SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
     "baselines": "m6rec.baselines:BASELINES",
@@ -38,6 +40,7 @@ SHELVES = {
     "executors": "m6rec.serving.executors:EXECUTORS",
     "indexes": "m6rec.indexes:INDEXES",
     "sources": "m6rec.data.sources:SOURCES",
+    "stages": "m6rec.serving.stages:STAGES",
     "tasks": "m6rec.tasks:TASKS",
     "teachers": "m6rec.distillation.executors:EXECUTORS",
     "tuners": "m6rec.tuners:TUNERS",

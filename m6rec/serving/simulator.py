@@ -5,17 +5,16 @@ batcher, admission and ladder); only the clock and the workers are made up here.
 of what happens outside the graph: HTTP, the interpreter's lock, other programs.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from m6rec.errors import DeadlineError, M6RecError, OverloadedError
+from m6rec.errors import M6RecError
 from m6rec.serving.graph import Graph
 from m6rec.serving.lane import Batch
+from m6rec.serving.load import Arrival, LoadReport, outcome_of
 from m6rec.serving.scheduler import Scheduler
 from m6rec.serving.stage import run_batch
 
@@ -25,76 +24,29 @@ Work = Callable[[Batch], float]
 _EPSILON = 1e-9
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """One request on its way to the door.
+@dataclass
+class Clock:
+    """What stages read the time from, where it passes only in numbers.
 
     Args:
-        at: seconds.
-        request: what the graph's stages understand.
-        within: seconds that it has.
-        kind: of request.
+        now: seconds.
     """
 
-    at: float
-    request: Mapping[str, Any]
-    within: float
-    kind: str = "recommend"
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds."""
+        return self.now
 
 
-@dataclass(frozen=True)
-class Simulated:
-    """What became of each request.
-
-    Args:
-        at: ``[requests]`` arrivals, in seconds, in order.
-        latency: ``[requests]`` seconds until the answer; NaN = there was none.
-        outcomes: ``answered``, ``refused``, ``expired`` or ``failed``, one a request.
-        rungs: what made each answer; empty = there was none.
-        cpu_seconds: of all batches together.
-    """
-
-    at: NDArray[np.float64]
-    latency: NDArray[np.float64]
-    outcomes: tuple[str, ...]
-    rungs: tuple[str, ...]
-    cpu_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        """How long requests came: as many gaps as requests."""
-        count = len(self.at)
-        return 0.0 if count < 2 else float((self.at[-1] - self.at[0]) * count / (count - 1))
-
-    @property
-    def goodput(self) -> float:
-        """Answers in time, a second."""
-        return self.outcomes.count("answered") / self.seconds if self.seconds else 0.0
-
-    def share(self, outcome: str) -> float:
-        """Return the share of requests with an outcome."""
-        return self.outcomes.count(outcome) / max(1, len(self.outcomes))
-
-    def percentile_ms(self, q: float) -> float:
-        """Return a percentile of the latency of what was answered; infinite where nothing was."""
-        answered = self.latency[~np.isnan(self.latency)]
-        return float(1000 * np.percentile(answered, q)) if len(answered) else float("inf")
-
-    def figures(self) -> dict[str, Any]:
-        """Return a summary as plain values."""
-        rungs = Counter(rung for rung in self.rungs if rung)
-        return {
-            "requests": len(self.outcomes),
-            "offered": round(len(self.outcomes) / self.seconds, 3) if self.seconds else 0.0,
-            "goodput": round(self.goodput, 3),
-            **{f"p{q}_ms": round(self.percentile_ms(q), 3) for q in (50, 95, 99)},
-            **{outcome: round(self.share(outcome), 5) for outcome in ("refused", "expired", "failed")},
-            "rungs": {rung: round(count / len(self.outcomes), 5) for rung, count in sorted(rungs.items())},
-            "cpu_ms_a_request": round(1000 * self.cpu_seconds / max(1, len(self.outcomes)), 4),
-        }
-
-
-def simulate(graph: Graph, arrivals: Sequence[Arrival], work: Work, cores: float = 1.0, threads: int = 1) -> Simulated:
+def simulate(
+    graph: Graph,
+    arrivals: Sequence[Arrival],
+    work: Work,
+    cores: float = 1.0,
+    threads: int = 1,
+    clock: Clock | None = None,
+) -> LoadReport:
     """Return what becomes of requests in a graph.
 
     Args:
@@ -103,11 +55,12 @@ def simulate(graph: Graph, arrivals: Sequence[Arrival], work: Work, cores: float
         work: how long a batch takes.
         cores: that all batches share evenly.
         threads: cores that one batch keeps busy.
+        clock: goes along, for stages that tell the time.
 
     Source: JIZHI (arXiv 2106.01674), the resource manager searches plans on historical logs. Differs: by simulation,
         on the policy code that serves.
     """
-    return _Simulation(graph, arrivals, work, cores / threads).run()
+    return _Simulation(graph, arrivals, work, cores / threads, clock or Clock()).run()
 
 
 @dataclass
@@ -141,15 +94,15 @@ class _Cores:
 
 
 class _Simulation:
-    def __init__(self, graph: Graph, arrivals: Sequence[Arrival], work: Work, places: float) -> None:
-        self.arrivals, self.work, self.cores = arrivals, work, _Cores(places)
-        self.now = arrivals[0].at if arrivals else 0.0
+    def __init__(self, graph: Graph, arrivals: Sequence[Arrival], work: Work, places: float, clock: Clock) -> None:
+        self.arrivals, self.work, self.cores, self.clock = arrivals, work, _Cores(places), clock
+        self.now = clock.now = arrivals[0].at if arrivals else 0.0
         self.scheduler = Scheduler(graph, self.now)
         self.cpu_seconds = 0.0
         self.latency = np.full(len(arrivals), np.nan)
         self.outcomes, self.rungs = [""] * len(arrivals), [""] * len(arrivals)
 
-    def run(self) -> Simulated:
+    def run(self) -> LoadReport:
         coming = 0
         while True:
             arrival = self.arrivals[coming].at if coming < len(self.arrivals) else float("inf")
@@ -163,11 +116,11 @@ class _Simulation:
                 coming += 1
             self._begin()
         at = np.array([arrival.at for arrival in self.arrivals])
-        return Simulated(at, self.latency, tuple(self.outcomes), tuple(self.rungs), self.cpu_seconds)
+        return LoadReport(at, self.latency, tuple(self.outcomes), tuple(self.rungs), self.cpu_seconds)
 
     def _pass(self, moment: float) -> None:
         ended = self.cores.pass_by(moment - self.now)
-        self.now = moment
+        self.now = self.clock.now = moment
         for batch in ended:
             self.scheduler.finished(batch, run_batch(batch.stage, batch.events), self.now)
 
@@ -175,7 +128,7 @@ class _Simulation:
         arrival = self.arrivals[number]
 
         def done(found: dict[str, Any] | M6RecError) -> None:
-            self.outcomes[number] = _outcome(found)
+            self.outcomes[number] = outcome_of(found)
             if isinstance(found, dict):
                 self.latency[number], self.rungs[number] = self.now - arrival.at, found["rung"]
 
@@ -186,16 +139,3 @@ class _Simulation:
             seconds = self.work(batch)
             self.cpu_seconds += seconds
             self.cores.left[batch] = seconds
-
-
-def _outcome(found: dict[str, Any] | M6RecError) -> str:
-    if isinstance(found, dict):
-        return "answered"
-    if isinstance(found, OverloadedError):
-        return "refused"
-    return "expired" if isinstance(found, DeadlineError) else "failed"
-
-
-def poisson(rate: float, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return arrival times in seconds, from 0 on, at a mean rate a second."""
-    return np.cumsum(rng.exponential(1 / rate, count))

@@ -6,8 +6,9 @@ import pytest
 from m6rec.serving import scheduler
 from m6rec.serving.batcher import Fire
 from m6rec.serving.graph import Graph
+from m6rec.serving.load import Arrival, poisson
 from m6rec.serving.shedding import Ladder, Rung
-from m6rec.serving.simulator import Arrival, poisson, simulate
+from m6rec.serving.simulator import simulate
 from m6rec.serving.stage import Stage
 from tests.serving.steps import adding, line, parse, respond
 

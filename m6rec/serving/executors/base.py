@@ -17,15 +17,15 @@ Answer = dict[str, Any]
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs a graph of stages: built from the graph and its own config, used from one event loop.
+    """Runs a graph of stages: built from the graph and its own config, used from one event loop."""
 
-    Attributes:
-        graph: what is served now.
-    """
-
-    Config: type
+    Config: Any
     config: Any
-    graph: Graph
+
+    @property
+    def graph(self) -> Graph:
+        """What is served now."""
+        ...
 
     async def start(self) -> None:
         """Make workers; requests are taken from here on."""
