@@ -44,13 +44,37 @@ class Offer:
         made.add(places, vectors[places])
         return cls(space, vectors, offered, made)
 
-    def search(self, user: torch.Tensor, history: NDArray[np.int64], k: int) -> tuple[list[int], list[float]]:
-        """Return positions and scores of the ``k`` best items (see :meth:`Catalog.search`)."""
-        query, count = user.cpu().numpy(), int(self.offered.sum())
-        gone = len(self.index) - count
-        found = self.index.search(query[None], min(k, count) + gone).ids[0]
+    def search(
+        self, users: torch.Tensor, histories: Sequence[NDArray[np.int64]], counts: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        """Return positions and scores of each user's best items (see :meth:`Catalog.search`).
+
+        Args:
+            users: ``[num_users, total]`` as :meth:`Catalog.users` gives them.
+            histories: positions of each one's events, oldest first, -1 = no item.
+            counts: how many items each one wants.
+        """
+        queries, num_offered = users.cpu().numpy(), int(self.offered.sum())
+        gone = len(self.index) - num_offered
+        nearest = self.index.search(queries, min(max(counts), num_offered) + gone).ids
+        followed = self.space.cooccurrence * self.space.followers(histories)
+        found = []
+        for query, near, bonus, k in zip(queries, nearest, followed, counts, strict=True):
+            near = near[: k + gone]
+            places = np.union1d(near[near >= 0], np.flatnonzero(bonus > 0))
+            found.append(self._best(query, places, bonus, k))
+        return found
+
+    def order(
+        self, user: torch.Tensor, history: NDArray[np.int64], places: Sequence[int]
+    ) -> tuple[list[int], list[float]]:
+        """Return those of some items that are on offer, best first, with the scores that a search gives them."""
         followed = self.space.cooccurrence * self.space.followers([history])[0]
-        places = np.union1d(found[found >= 0], np.flatnonzero(followed > 0))
+        return self._best(user.cpu().numpy(), np.array(places, dtype=np.int64), followed, len(places))
+
+    def _best(
+        self, query: NDArray[np.float32], places: NDArray[np.int64], followed: NDArray[np.float32], k: int
+    ) -> tuple[list[int], list[float]]:
         places = places[self.offered[places]]
         scores = self.vectors[places] @ query + followed[places]
         best = np.argsort(-scores, kind="stable")[:k]
@@ -118,7 +142,7 @@ class Catalog:
         The index finds the best inner products; items that followed the history in others' come on top. Counted links
         only ever add to a score, so that the best of both lists together are the best of the catalogue.
         """
-        return self.offer.search(user, history, k)
+        return self.offer.search(user[None], [history], [k])[0]
 
     @property
     def offer(self) -> Offer:
@@ -211,25 +235,30 @@ class Catalog:
 
     def user(self, events: list[dict[str, Any]]) -> torch.Tensor:
         """Return the user's vector, as the index wants it."""
-        task, backbone = self.retrieval, self.run.backbone
+        return self.users([events])[0]
+
+    def users(self, histories: Sequence[list[dict[str, Any]]]) -> torch.Tensor:
+        """Return ``[num_users, total]``: the vectors of users, read in one pass."""
+        task, space = self.retrieval, self.space
         # Before the cut: the first event that is read has a gap too.
-        gaps = _gaps(events)[-task.config.max_events :]
-        events = events[-task.config.max_events :]
-        texts = [_words(event, task) for event in events]
-        segments = task.read_events([event["place"] for event in events], texts, backbone)
-        verbs = {name: number for number, name in enumerate(task.verb_names, start=1)}
-        window = Window(
-            user=0,
-            segments=np.arange(len(events)),
-            verbs=np.array([verbs.get(str(event.get("verb")), 0) for event in events], dtype=np.int64),
-            gaps=gaps,
-            events=np.arange(len(events)),
-        )
-        records = [with_record(task.catalogue, event) for event in events]
-        state = task.states(backbone, [window], segments, records.__getitem__)
-        space = self.space
-        last = last_segments([window.segments], space.config.window)
-        return space.users(state, space.profiles(last.to(state.device), segments.texts))[0]
+        gaps = [_gaps(events)[-task.config.max_events :] for events in histories]
+        kept = [events[-task.config.max_events :] for events in histories]
+        together = [event for events in kept for event in events]
+        # Known items have vectors already.
+        texts = [_words(event, task) if event["place"] is None else "" for event in together]
+        segments = task.read_events([event["place"] for event in together], texts, self.run.backbone)
+        starts = np.cumsum([0, *map(len, kept)]).tolist()
+        windows = [self._window(events, own, start) for events, own, start in zip(kept, gaps, starts[:-1], strict=True)]
+        records = [with_record(task.catalogue, event) for event in together]
+        states = task.states(self.run.backbone, windows, segments, records.__getitem__)
+        last = last_segments([window.segments for window in windows], space.config.window)
+        return space.users(states, space.profiles(last.to(states.device), segments.texts))
+
+    def _window(self, events: list[dict[str, Any]], gaps: NDArray[np.int64], start: int) -> Window:
+        verbs = {name: number for number, name in enumerate(self.retrieval.verb_names, start=1)}
+        numbers = np.arange(start, start + len(events))
+        known = np.array([verbs.get(str(event.get("verb")), 0) for event in events], dtype=np.int64)
+        return Window(user=0, segments=numbers, verbs=known, gaps=gaps, events=numbers)
 
 
 def _gaps(events: list[dict[str, Any]]) -> NDArray[np.int64]:

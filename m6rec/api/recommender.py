@@ -139,13 +139,21 @@ class Recommender:
         """
         run = self.team.ranker()
         items = [read_candidate(run.task.catalogue, candidate) for candidate in candidates]
-        scores = self._likelihoods_of_yes(run, read_events(history, run.task.catalogue), items, context or {})
+        scores = self.likelihoods_of_yes(run, read_events(history, run.task.catalogue), items, context or {})
         order = np.argsort(-scores, kind="stable")
         return [named(items[index][1], float(scores[index])) for index in order]
 
-    def _likelihoods_of_yes(
-        self, run: Run, events: list[dict[str, Any]], items: list[tuple[int | None, Event]], context: Event
+    def likelihoods_of_yes(
+        self, run: Run, events: Sequence[dict[str, Any]], items: Sequence[tuple[int | None, Event]], context: Event
     ) -> NDArray[np.float32]:
+        """Return a ranking run's probability of a yes for each candidate, in the order that they are given.
+
+        Args:
+            run: that ranks.
+            events: as :func:`m6rec.requests.read_events` gives them.
+            items: as :func:`m6rec.requests.read_candidate` gives them.
+            context: as :meth:`rank` takes it.
+        """
         task = run.task
         assert isinstance(task, Ranking | ZeroShot)
         user = UserText(events=[with_record(task.catalogue, event) for event in events])
@@ -184,7 +192,7 @@ class Recommender:
             return partial(self.catalog.score, place=candidate[0])
 
         def log_odds(events: list[dict[str, Any]]) -> float:
-            yes = float(self._likelihoods_of_yes(run, events, [candidate], {})[0])
+            yes = float(self.likelihoods_of_yes(run, events, [candidate], {})[0])
             return math.log(max(yes, 1e-12)) - math.log(max(1 - yes, 1e-12))
 
         return log_odds

@@ -101,11 +101,18 @@ class Team:
         Raises:
             RunError: all stand on an encoder that was never trained to write.
         """
-        run = self._first(Pretraining, Generation, ZeroShot)
-        run = run or next((run for run in self.runs if run.backbone.family in ("causal", "seq2seq")), None)
-        if run is None:
+        if (run := self._speaker()) is None:
             raise self._missing(
                 "writing needs a run that was trained to write, for an encoder's head is not",
                 "train one: m6rec train title data=DIR out=RUN",
             )
         return run
+
+    @property
+    def can_speak(self) -> bool:
+        """Whether a run's language model fills blanks."""
+        return self._speaker() is not None
+
+    def _speaker(self) -> Run | None:
+        run = self._first(Pretraining, Generation, ZeroShot)
+        return run or next((run for run in self.runs if run.backbone.family in ("causal", "seq2seq")), None)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,25 @@ class CacheStats:
         """Share of what was asked for that was there; 0 before anything was asked."""
         hits = self.memory_hits + self.disk_hits
         return hits / max(1, hits + self.misses)
+
+
+@runtime_checkable
+class SegmentStore(Protocol):
+    """Where lower states are kept: a :class:`SegmentCache`, or several tiers of which it is one.
+
+    Attributes:
+        version: of the weights, the tuner and the layer that the states are of.
+    """
+
+    version: str
+
+    def get_many(self, keys: Sequence[bytes]) -> list[States | None]:
+        """Return the states of each key, or ``None``."""
+        ...
+
+    def put_many(self, entries: Mapping[bytes, States]) -> dict[bytes, States]:
+        """Keep states under their keys; return them as they will be found."""
+        ...
 
 
 def segment_key(ids: NDArray[np.integer], is_target: bool) -> bytes:
@@ -132,6 +151,11 @@ class SegmentCache:
         """Bytes of states in memory."""
         return self._memory.used_bytes
 
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the file that hold something; 0 where there is none."""
+        return 0 if self._disk is None else self._disk.used_bytes
+
     def get_many(self, keys: Sequence[bytes]) -> list[States | None]:
         """Return the states of each key, ``[vectors, hidden]``, or ``None``; what was on disk alone comes to memory.
 
@@ -149,8 +173,12 @@ class SegmentCache:
             self._remember(on_disk)
         return [on_disk.get(key) if states is None else states for key, states in zip(keys, found, strict=True)]
 
-    def put_many(self, entries: Mapping[bytes, States]) -> dict[bytes, States]:
+    def put_many(self, entries: Mapping[bytes, States], replace: bool = False) -> dict[bytes, States]:
         """Keep states under their keys, in memory and on disk; return them as they will be found, rounded or not.
+
+        Args:
+            entries: states by key.
+            replace: whether they may differ from what is on disk under the same keys (a segment's never do).
 
         Raises:
             CacheError: a number that half precision cannot hold, or a hot set that does not fit.
@@ -159,7 +187,7 @@ class SegmentCache:
         with self._lock:
             self._remember(kept)
         if self._disk is not None and kept:
-            self._disk.put_many(kept)
+            self._disk.put_many(kept, replace)
         return kept
 
     def pin(self, keys: Collection[bytes]) -> None:

@@ -17,7 +17,7 @@ from m6rec.backbones.base import Backbone, Head, WrappedBackbone
 from m6rec.backbones.past import Past, read, read_ends, read_on
 from m6rec.errors import CacheError
 from m6rec.late_interaction.backbone import LateBackbone
-from m6rec.late_interaction.cache import SegmentCache, States, segment_key
+from m6rec.late_interaction.cache import SegmentCache, SegmentStore, States, segment_key
 from m6rec.late_interaction.packs import Packs, pack
 from m6rec.late_interaction.segments import Junction, SegmentTable
 from m6rec.text.batch import TokenBatch, branch_ends
@@ -57,12 +57,12 @@ class LateScorer(WrappedBackbone):
     """
 
     inner: LateBackbone
-    cache: SegmentCache
+    cache: SegmentStore
 
     def __init__(
         self,
         inner: LateBackbone,
-        cache: SegmentCache | None = None,
+        cache: SegmentStore | None = None,
         num_trunks: int = 8,
         branches_at_once: int = 128,
     ) -> None:
@@ -74,7 +74,7 @@ class LateScorer(WrappedBackbone):
         self._lock = threading.Lock()
         self.eval()
 
-    def use(self, cache: SegmentCache) -> None:
+    def use(self, cache: SegmentStore) -> None:
         """Keep segments in another cache from here on: a larger one, one on disk, one that others share.
 
         Raises:
@@ -147,6 +147,13 @@ class LateScorer(WrappedBackbone):
         for start in range(0, len(packs.rows), step):
             yield packs.slice(start, start + step)
 
+    @torch.no_grad()
+    def remember(self, batch: TokenBatch) -> list[bytes]:
+        """Have a batch's distinct segments in the cache, without any joint layer; return their keys."""
+        table = self.inner.cut(batch)[1].table
+        self.vectors(table)
+        return [key for key, below in zip(_keys(table), self.inner.below(table).tolist(), strict=True) if below]
+
     def vectors(self, table: SegmentTable) -> Float[Tensor, "segments vectors hidden"]:
         """Return what each segment hands on: from the cache, or read now and kept."""
         found = self._from_cache(table)
@@ -156,8 +163,7 @@ class LateScorer(WrappedBackbone):
         return padded.to(self.control.device, next(self.inner.model.parameters()).dtype)
 
     def _from_cache(self, table: SegmentTable) -> list[States]:
-        ids, lengths, targets = table.ids.cpu().numpy(), table.lengths.tolist(), table.is_target.tolist()
-        keys = [segment_key(row[:end], target) for row, end, target in zip(ids, lengths, targets, strict=True)]
+        keys = _keys(table)
         cached = [key for key, below in zip(keys, self.inner.below(table).tolist(), strict=True) if below]
         known = zip(cached, self.cache.get_many(cached), strict=True)
         found = {key: states for key, states in known if states is not None}
@@ -197,6 +203,11 @@ class LateScorer(WrappedBackbone):
 def served(backbone: Backbone) -> Backbone:
     """Return a trained backbone as it is served: one with late interaction behind a cache, any other as it is."""
     return LateScorer(backbone) if isinstance(backbone, LateBackbone) else backbone
+
+
+def _keys(table: SegmentTable) -> list[bytes]:
+    ids, lengths, targets = table.ids.cpu().numpy(), table.lengths.tolist(), table.is_target.tolist()
+    return [segment_key(row[:end], target) for row, end, target in zip(ids, lengths, targets, strict=True)]
 
 
 def _digest(*tensors: Tensor) -> bytes:

@@ -31,6 +31,7 @@ class Graph:
         kinds: of requests that it answers.
         version: of the models; part of every cache key.
         ladder: what is given up under load, step by step.
+        models: what the stages work with, for whoever composes or reports; the graph itself does not look at it.
         tiers: returns tier -> ``hits``, ``misses``, ``used_bytes``.
         close: lets models and files go, once nobody is served by it any more.
 
@@ -43,6 +44,7 @@ class Graph:
     kinds: frozenset[str] = frozenset({"recommend"})
     version: str = "0"
     ladder: Ladder = field(default_factory=Ladder)
+    models: Any = None
     tiers: Callable[[], dict[str, Any]] = _nothing
     close: Callable[[], None] = _close
 

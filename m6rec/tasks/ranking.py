@@ -6,7 +6,6 @@ Knows no loop and no report.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +43,8 @@ from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer, TokenizedLayout
 
+Placed = tuple[int | None, Mapping[str, Any]]
+"""A candidate's position in the catalogue (``None`` = a stranger), and its fields."""
 Answer = Callable[[TokenizedLayout, NDArray[np.float32]], NDArray[np.float32]]
 logger = logging.getLogger(__name__)
 
@@ -245,7 +246,7 @@ class Ranking(Task):
         self, backbone: Backbone, pairs: Judgements, split: Literal["valid", "test"]
     ) -> NDArray[np.float32]:
         """Return ``[num_pairs]`` probabilities of a yes from what may be known when ``split`` is predicted."""
-        return self.score_trees(pairs, split, partial(self._probabilities, backbone))
+        return self.score_trees(pairs, split, lambda tree, numbers: self._probabilities(backbone, [tree], [numbers]))
 
     def score_trees(self, pairs: Judgements, split: Literal["valid", "test"], answer: Answer) -> NDArray[np.float32]:
         """Return ``[num_pairs]`` probabilities from anything that answers trees (an exported graph, say).
@@ -266,29 +267,48 @@ class Ranking(Task):
             result[slate.pairs] = answer(tree, numbers[slate.pairs])
         return result
 
-    def rank(
-        self, backbone: Backbone, user: UserText, items: Sequence[tuple[int | None, Mapping[str, Any]]]
-    ) -> NDArray[np.float32]:
+    def rank(self, backbone: Backbone, user: UserText, items: Sequence[Placed]) -> NDArray[np.float32]:
         """Return probabilities of a yes for candidates; nothing about the user has to be known.
 
         Args:
             user: profile and events.
             items: each candidate's position in the catalogue (``None`` = a stranger) and fields.
         """
-        numbers = self._numbers(user, items)
-        candidates = [
-            Candidate(item=record, statistics={name: float(numbers[name][row]) for name in STATISTICS})
-            for row, (_, record) in enumerate(items)
-        ]
-        shown = UserText(user.profile, user.context, user.events[-self.config.max_events :], user.now)
-        given, size = features(numbers), self.config.max_branches
-        scores = [
-            self._probabilities(
-                backbone, self.writer.tree(shown, candidates[start : start + size]), given[start : start + size]
-            )
-            for start in range(0, len(candidates), size)
-        ]
-        return np.concatenate(scores) if scores else np.zeros(0, dtype=np.float32)
+        return self.rank_many(backbone, [(user, items)])[0]
+
+    def rank_many(
+        self,
+        backbone: Backbone,
+        requests: Sequence[tuple[UserText, Sequence[Placed]]],
+        max_branches: int | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Return the probabilities of several requests' candidates, each as :meth:`rank` gives them.
+
+        One tree a request is one batch of them all; several are read one by one, for memory's sake.
+        """
+        trees, numbers = self.trees(requests, max_branches)
+        step = len(trees) if len(trees) <= len(requests) else 1
+        parts = [slice(start, start + step) for start in range(0, len(trees), max(1, step))]
+        scores = [self._probabilities(backbone, trees[part], numbers[part]) for part in parts]
+        ends = np.cumsum([len(items) for _, items in requests])[:-1]
+        return np.split(np.concatenate([*scores, np.zeros(0, dtype=np.float32)]), ends)
+
+    def trees(
+        self, requests: Sequence[tuple[UserText, Sequence[Placed]]], max_branches: int | None = None
+    ) -> tuple[list[TokenizedLayout], list[NDArray[np.float32]]]:
+        """Return requests as trees, and the ``[candidates, features]`` numbers of each tree's branches."""
+        size, trees, numbers = max_branches or self.config.max_branches, [], []
+        for user, items in requests:
+            given = self._numbers(user, items)
+            candidates = [
+                Candidate(item=record, statistics={name: float(given[name][row]) for name in STATISTICS})
+                for row, (_, record) in enumerate(items)
+            ]
+            shown = UserText(user.profile, user.context, user.events[-self.config.max_events :], user.now)
+            for start in range(0, len(candidates), size):
+                trees.append(self.writer.tree(shown, candidates[start : start + size]))
+                numbers.append(features(given)[start : start + size])
+        return trees, numbers
 
     def _numbers(
         self, user: UserText, items: Sequence[tuple[int | None, Mapping[str, Any]]]
@@ -298,9 +318,11 @@ class Ranking(Task):
         return statistics_of_request(self.item_statistics.cpu().numpy(), user.events, items, config)
 
     @torch.no_grad()
-    def _probabilities(self, backbone: Backbone, tree: Any, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _probabilities(
+        self, backbone: Backbone, trees: Sequence[TokenizedLayout], numbers: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
         self.eval()
-        batch = ranking_batch([tree], [numbers], None, self.tokenizer.pad_id).to(self.item_statistics.device)
+        batch = ranking_batch(trees, numbers, None, self.tokenizer.pad_id).to(self.item_statistics.device)
         result: NDArray[np.float32] = self.logits(backbone, batch).softmax(1)[:, 1].cpu().numpy()
         return result
 

@@ -1,0 +1,122 @@
+"""What a stage of the recommender's graph is, and what all of them share. Knows no queue and no batch size."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from m6rec.api import Recommender
+from m6rec.errors import M6RecError
+from m6rec.serving.stage import Payload, Update
+from m6rec.serving.storage import QueryCache, SegmentTiers
+
+LISTS = ("recommend", "retrieve")
+"""Kinds of requests for a list of the catalogue's items."""
+
+
+@dataclass
+class Models:
+    """The models that a graph serves, with the tiers that hold what they have found.
+
+    Args:
+        recommender: over one run or several.
+        version: of the runs, in every key.
+        answers: L0; ``None`` = every request is computed.
+        segments: L1 to L3 of the ranker's lower states; ``None`` = it keeps none.
+        clock: seconds.
+    """
+
+    recommender: Recommender
+    version: str
+    answers: QueryCache | None = None
+    segments: SegmentTiers | None = None
+    clock: Callable[[], float] = field(default=time.monotonic)
+
+    @property
+    def revision(self) -> int:
+        """Of the catalogue: what was found at one holds until the next."""
+        return self.recommender.catalog.revision
+
+
+@runtime_checkable
+class StagePlugin(Protocol):
+    """One step of the recommender's graph: built from its config and the models.
+
+    What a request lacks is told by an error of ours as that request's outcome; any other exception fails the batch,
+    which is then run one by one.
+    """
+
+    Config: type
+    config: Any
+    name: str
+
+    def __call__(self, payloads: Sequence[Payload]) -> Sequence[Update | Exception]:
+        """Return what is added to each request."""
+        ...
+
+    def wants(self, payload: Payload) -> bool:
+        """Return whether a request needs this."""
+        ...
+
+    def size(self, payload: Payload) -> float:
+        """Return how much work a request brings."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """Of a stage without settings."""
+
+
+class PlainStage:
+    """What most stages are: wanted by some kinds of requests, each request one unit of work.
+
+    Args:
+        config: of the stage; ``None`` = its defaults.
+        models: what it works with.
+    """
+
+    Config: type = NoConfig
+    kinds: tuple[str, ...] = ()
+
+    def __init__(self, config: Any, models: Models) -> None:
+        self.config, self.models = config or self.Config(), models
+
+    def __call__(self, payloads: Sequence[Payload]) -> Sequence[Update | Exception]:
+        """Return what is added to each request, one by one."""
+        return [self._tried(payload) for payload in payloads]
+
+    def one(self, payload: Payload) -> Update:
+        """Return what is added to one request."""
+        raise NotImplementedError
+
+    def wants(self, payload: Payload) -> bool:
+        """Return whether a request is of a kind that needs this."""
+        return payload["kind"] in self.kinds
+
+    def size(self, payload: Payload) -> float:
+        """Return one."""
+        return 1.0
+
+    def _tried(self, payload: Payload) -> Update | Exception:
+        try:
+            return self.one(payload)
+        except M6RecError as error:
+            return error
+
+
+def runs_model(payload: Payload) -> bool:
+    """Whether a request for a list is answered by the models, and not by what is at hand."""
+    return payload["kind"] in LISTS and payload["rung"].model and "answer" not in payload
+
+
+def num_candidates(payload: Payload) -> int:
+    """Return how many items a request for a list has retrieved, to be ranked or given.
+
+    As many as :meth:`m6rec.api.Recommender.recommend` has, or as few as the rung allows.
+    """
+    k = int(payload.get("k", 10))
+    if payload["kind"] == "retrieve":
+        return k
+    most = payload["rung"].candidates
+    return max(k, min(max(5 * k, 50), most or 5 * k + 50))

@@ -1,0 +1,28 @@
+"""Puts the answer together, and keeps it for whoever asks the same. Knows no model."""
+
+from m6rec.requests import named
+from m6rec.serving.stage import Payload, Update
+from m6rec.serving.stages.base import LISTS, PlainStage
+
+# Of an item in the query cache, about: three texts and a number.
+_ITEM_BYTES = 400
+
+
+class Respond(PlainStage):
+    """Gives the items that were asked for, best first; what whole service has made goes into the query cache."""
+
+    name = "respond"
+    kinds = (*LISTS, "rank")
+
+    def one(self, payload: Payload) -> Update:
+        """Return the answer."""
+        found = payload["found"] if payload["kind"] == "rank" else payload["found"][: payload["k"]]
+        items = [vars(named(record, score)) for record, score in found]
+        if items and "explanation" in payload:
+            items[0] = {**items[0], "explanation": payload["explanation"]}
+        answer = {"items": items}
+        is_whole = payload["rung"].candidates is None and payload["rung"].depth is None
+        if self.models.answers is not None and payload["kind"] in LISTS and is_whole:
+            _, revision = payload["key"]
+            self.models.answers.put(payload["query"], answer, revision, _ITEM_BYTES * (1 + len(items)))
+        return {"answer": answer}
