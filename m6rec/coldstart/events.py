@@ -11,6 +11,7 @@ from torch import Tensor
 
 from m6rec.coldstart.closed_form import ClosedForm
 from m6rec.coldstart.episodes import Episodes
+from m6rec.coldstart.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Rates:
         counts = np.bincount(train.items, minlength=size).astype(np.float64)
         return cls(mean, scale, form, sums, counts, form.priors(attributes))
 
+    def left(self, train: Episodes) -> NDArray[np.float64]:
+        """Return ``[events]`` what the levels of user and item leave of the judgements that were learnt from."""
+        expected = self.items[train.items] + self.form.user_levels()[train.rows]
+        left: NDArray[np.float64] = train.standard(self.mean, self.scale) - expected
+        return left
+
     @property
     def items(self) -> NDArray[np.float64]:
         """``[num_items]`` each item's level; what its attributes say where nobody judged it."""
@@ -81,6 +88,7 @@ class Events:
         places: ``[users, events]`` item; 0 where padded.
         base: ``[users, events]`` what the item is worth to anybody, in standard units.
         counts: ``[users, events]`` logarithm of one more than the number of its judgements.
+        taste: ``[users, events, dim]`` where the item stands along the directions of taste.
         values: ``[users, events]`` in standard units; 0 where unknown or padded.
         keep: ``[users, events]`` ``False`` where padded.
     """
@@ -88,6 +96,7 @@ class Events:
     places: Int[Tensor, "users events"]
     base: Float[Tensor, "users events"]
     counts: Float[Tensor, "users events"]
+    taste: Float[Tensor, "users events dim"]
     values: Float[Tensor, "users events"]
     keep: Bool[Tensor, "users events"]
 
@@ -157,18 +166,22 @@ class Padder:
     Args:
         episodes: of users that are learnt from (with ``own`` left out of the means), or of others.
         rates: fitted on users that are learnt from.
+        factors: the same.
         own: whether ``episodes`` are the ones that ``rates`` were fitted on.
     """
 
-    def __init__(self, episodes: Episodes, rates: Rates, own: bool = False) -> None:
-        self.episodes = episodes
-        base, counts = (
-            rates.without_own(episodes) if own else (rates.items[episodes.items], rates.counts[episodes.items])
-        )
+    def __init__(self, episodes: Episodes, rates: Rates, factors: Factors, own: bool = False) -> None:
+        self.episodes, items = episodes, episodes.items
+        if own:
+            base, counts = rates.without_own(episodes)
+            taste = factors.without_own(episodes.rows, items, rates.left(episodes))
+        else:
+            base, counts, taste = rates.items[items], rates.counts[items], factors.items()[items]
         self._columns = {
             "places": torch.from_numpy(episodes.items),
             "base": torch.from_numpy(base.astype(np.float32)),
             "counts": torch.from_numpy(np.log1p(counts).astype(np.float32)),
+            "taste": torch.from_numpy(taste.astype(np.float32)),
             "values": torch.from_numpy(episodes.standard(rates.mean, rates.scale).astype(np.float32)),
         }
 
@@ -180,12 +193,16 @@ class Padder:
         for row, events in enumerate(which):
             numbers[row, : len(events)] = torch.from_numpy(events)
             keep[row, : len(events)] = True
-        columns = {name: column[numbers].masked_fill(~keep, 0) for name, column in self._columns.items()}
+        columns = {name: _where(keep, column[numbers]) for name, column in self._columns.items()}
         return Events(**columns, keep=keep)
 
     def of(self, parts: Sequence[slice]) -> Events:
         """Return stretches of events, one row a user."""
         return self([np.arange(part.start, part.stop) for part in parts])
+
+
+def _where(keep: Tensor, values: Tensor) -> Tensor:
+    return values.masked_fill(~(keep if values.dim() == 2 else keep[..., None]), 0)
 
 
 def first(events: Events, size: int) -> Events:

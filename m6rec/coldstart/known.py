@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from m6rec.backbones.base import Backbone
 from m6rec.coldstart.events import ItemTable, Rates
+from m6rec.coldstart.factors import Factors
 from m6rec.coldstart.traits import Attributes, LayerReader
 from m6rec.nn.towers import Whitening
-from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.heads import read_tensors
 from m6rec.text.tokenize import TextTokenizer
 
@@ -33,16 +33,19 @@ class Known(nn.Module):
         width: whitened numbers of each.
         items: the items' attribute columns.
         users: the users' attribute columns.
+        dim: directions of taste.
     """
 
     texts: Tensor
     attributes: Tensor
     base: Tensor
     counts: Tensor
+    taste: Tensor
+    text_taste: Tensor
     units: Tensor
 
     def __init__(
-        self, num_items: int, hidden: int, layers: int, width: int, items: Attributes, users: Attributes
+        self, num_items: int, hidden: int, layers: int, width: int, items: Attributes, users: Attributes, dim: int
     ) -> None:
         super().__init__()
         self.items, self.users, self.reader = items, users, LayerReader(layers)
@@ -51,6 +54,8 @@ class Known(nn.Module):
         self.register_buffer("attributes", torch.zeros(num_items, len(items)))
         self.register_buffer("base", torch.zeros(num_items))
         self.register_buffer("counts", torch.zeros(num_items))
+        self.register_buffer("taste", torch.zeros(num_items, dim))
+        self.register_buffer("text_taste", torch.zeros(self.table.width, dim))
         self.register_buffer("units", torch.tensor([0.0, 1.0], dtype=torch.float64))
 
     @property
@@ -63,15 +68,20 @@ class Known(nn.Module):
         """What of it is no tensor."""
         return {"items": self.items.names, "users": self.users.names}
 
-    def fit(self, states: Float[Tensor, "items layers hidden"], catalogue: Catalogue, rates: Rates) -> None:
-        """Take in the catalogue's states and records, and what users that are learnt from thought of it."""
+    def read(self, states: Float[Tensor, "items layers hidden"], records: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the catalogue's states and records."""
         for layer, whitening in enumerate(self.whitening):
             assert isinstance(whitening, Whitening)
             whitening.fit(states[:, layer])
         self.texts.copy_(self._whitened(states))
-        self.attributes.copy_(self.items(catalogue.records))
+        self.attributes.copy_(self.items(records))
+
+    def judge(self, rates: Rates, factors: Factors) -> None:
+        """Take in what users that are learnt from thought of the catalogue."""
         self.base.copy_(torch.from_numpy(rates.items))
         self.counts.copy_(torch.from_numpy(rates.counts).log1p())
+        self.taste.copy_(torch.from_numpy(factors.items()))
+        self.text_taste.copy_(torch.from_numpy(factors.strangers()))
         self.units.copy_(torch.tensor([rates.mean, rates.scale]))
 
     def strangers(

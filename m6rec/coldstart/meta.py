@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from m6rec.coldstart.events import ColdBatch, Events, ItemTable
 
 Objective = Callable[[Tensor], Tensor]
+# Events that pull a user's level to the prior's, as in the closed form.
+LEVEL_PULL = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,8 @@ class TwoStageConfig:
     """Settings of two-stage meta-learning; all change results."""
 
     part: Literal["vector", "adapter"] = "vector"
-    """What a user owns: a level and one taste for each of the `dim` shared directions, or a level and a bottleneck of
-    `rank` over them."""
-    dim: int = 16
-    """Shared directions of taste."""
+    """What a user owns: a level and a taste along each shared direction, or a level and a bottleneck of `rank` over
+    them."""
     rank: int = 2
     """Width of a user's bottleneck."""
     hidden: int = 64
@@ -45,11 +45,9 @@ class TwoStageConfig:
     (first-order MAML)."""
     dropout: float = 0.2
     """On the shared adapter's hidden layer."""
-    id_decay: float = 0.02
-    """Weight of the squared residuals of items in the loss; text alone has to do for an item that nobody judged."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "rank", "hidden", "steps"):
+        for name in ("rank", "hidden", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
 
@@ -57,7 +55,7 @@ class TwoStageConfig:
 def descend(
     objective: Objective,
     start: Float[Tensor, "users numbers"],
-    rate: Float[Tensor, "*numbers"],
+    rate: Float[Tensor, "*users numbers"],
     steps: int,
     second_order: bool = False,
 ) -> Float[Tensor, "users numbers"]:
@@ -69,7 +67,7 @@ def descend(
     Args:
         objective: numbers of all users -> ``[users]``, the loss of each.
         start: where each user begins.
-        rate: step size, one for all or one a number.
+        rate: step size of each number, of all users or of each.
         steps: how many.
         second_order: see above.
 
@@ -103,6 +101,10 @@ class VectorPart:
         """Return the prior's mean: nothing is added to what is known of the item."""
         return torch.zeros(self.size)
 
+    def pull(self, directions: Float[Tensor, " dim"]) -> Float[Tensor, " numbers"]:
+        """Return the weight of the prior of each number, in events."""
+        return torch.cat([directions.new_full((1,), LEVEL_PULL), directions])
+
     def __call__(
         self, numbers: Float[Tensor, "users numbers"], directions: Float[Tensor, "users events dim"]
     ) -> Float[Tensor, "users events"]:
@@ -129,6 +131,11 @@ class AdapterPart:
         way_in = torch.randn(self.dim * self.rank) / math.sqrt(self.dim)
         return torch.cat([torch.zeros(1 + self.rank), way_in])
 
+    def pull(self, directions: Float[Tensor, " dim"]) -> Float[Tensor, " numbers"]:
+        """Return the weight of the prior of each number, in events."""
+        inner = directions.mean().expand(self.size - 1)
+        return torch.cat([directions.new_full((1,), LEVEL_PULL), inner])
+
     def __call__(
         self, numbers: Float[Tensor, "users numbers"], directions: Float[Tensor, "users events dim"]
     ) -> Float[Tensor, "users events"]:
@@ -141,32 +148,32 @@ class AdapterPart:
 class TwoStage(nn.Module):
     """Predicts what a user thinks of items from few judged ones: the fixed part, and the start of the adaptive one.
 
-    Untrained it is a closed form: the item's mean, the user's shrunk level, and a ridge on random directions of the
-    text, so that training starts from there.
+    Untrained it is a closed form: the item's level, the user's shrunk level, and nearly the ridge of a user's events on
+    the directions of taste; training starts from there.
 
     Args:
         config: settings.
         table_width: numbers of one item's features.
         profile_width: numbers of one user's profile.
-        num_items: items with a residual of their own; others go by their text.
+        pull: ``[dim]`` weight of the prior along each direction, in events.
     """
 
-    def __init__(self, config: TwoStageConfig, table_width: int, profile_width: int, num_items: int) -> None:
+    def __init__(
+        self, config: TwoStageConfig, table_width: int, profile_width: int, pull: Float[Tensor, " dim"]
+    ) -> None:
         super().__init__()
-        self.config, self.num_items = config, num_items
-        self.part = VectorPart(config.dim) if config.part == "vector" else AdapterPart(config.dim, config.rank)
+        dim = len(pull)
+        self.config = config
+        self.part = VectorPart(dim) if config.part == "vector" else AdapterPart(dim, config.rank)
         self.adapter = nn.Linear(table_width + 2, config.hidden)
-        self.quality, self.directions = nn.Linear(config.hidden, 1), nn.Linear(table_width, config.dim, bias=False)
-        self.residuals = nn.Embedding(num_items, config.dim)
-        self.profile = nn.Linear(profile_width, self.part.size, bias=False)
-        # About one unit of variance over all directions together: the inner steps are stable at every support size.
-        nn.init.normal_(self.directions.weight, std=0.5 / math.sqrt(table_width * config.dim))
-        for weight in (self.quality.weight, self.quality.bias, self.residuals.weight, self.profile.weight):
+        self.quality, self.directions = nn.Linear(config.hidden, 1), nn.Linear(table_width, dim, bias=False)
+        self.profile = nn.Parameter(torch.zeros(self.part.size, profile_width))
+        for weight in (self.quality.weight, self.quality.bias, self.directions.weight):
             nn.init.zeros_(weight)
         self.start = nn.Parameter(self.part.start())
-        # A gradient step of 1/2 solves a squared loss of curvature 2 at once.
-        self.log_rate = nn.Parameter(torch.full((self.part.size,), math.log(0.5)))
-        self.log_pull = nn.Parameter(torch.full((self.part.size,), math.log(5.0)))
+        # A step of one half over the curvature solves a squared loss at once, where directions do not go together.
+        self.log_rate = nn.Parameter(torch.full((self.part.size,), math.log(0.4)))
+        self.log_pull = nn.Parameter(self.part.pull(pull).log())
 
     @property
     def user_numbers(self) -> int:
@@ -180,33 +187,30 @@ class TwoStage(nn.Module):
         features = table.features(events.places)
         inner = F.gelu(self.adapter(torch.cat([features, events.means], dim=-1)))
         worth = self.quality(F.dropout(inner, self.config.dropout, self.training))[..., 0]
-        known = events.places < self.num_items
-        residuals = self.residuals(events.places.where(known, 0)) * known[..., None]
-        return events.base + worth, self.directions(features) + residuals
+        return events.base + worth, events.taste + self.directions(features)
 
     def prior(self, profiles: Float[Tensor, "users columns"]) -> Float[Tensor, "users numbers"]:
         """Return where each user starts."""
-        return self.start + self.profile(profiles)
+        return self.start + profiles @ self.profile.T
 
     def adapt(
         self, table: ItemTable, support: Events, prior: Float[Tensor, "users numbers"]
     ) -> Float[Tensor, "users numbers"]:
         """Return each user's numbers after the inner loop over her known events; without any they are the prior's.
 
-        The objective is the log posterior over the number of events and of pseudo-events behind the prior, so that a
-        step is short for a user of few events and never grows with their number.
+        The objective is the squared error of her events plus the prior's, ``pull`` events strong; a step is divided by
+        the number of both, so that it is as long for ten thousand events as for one.
         """
         worth, directions = self.fixed(table, support)
-        pull, number = self.log_pull.exp(), support.num_kept
+        pull, rate = self.log_pull.exp(), self.log_rate.exp()
 
         def objective(numbers: Tensor) -> Tensor:
             missed = (support.values - worth - self.part(numbers, directions)) * support.keep
-            strayed = (pull * (numbers - prior) ** 2).sum(1)
-            total: Tensor = (missed.square().sum(1) + strayed) / (number + pull[0])
+            total: Tensor = missed.square().sum(1) + (pull * (numbers - prior) ** 2).sum(1)
             return total
 
-        config = self.config
-        return descend(objective, prior, self.log_rate.exp(), config.steps, config.second_order)
+        step = rate / (support.num_kept[:, None] + pull)
+        return descend(objective, prior, step, self.config.steps, self.config.second_order)
 
     def predict(
         self, table: ItemTable, query: Events, numbers: Float[Tensor, "users numbers"]
@@ -218,8 +222,3 @@ class TwoStage(nn.Module):
     def forward(self, table: ItemTable, batch: ColdBatch) -> Float[Tensor, "users events"]:
         """Return what users think of what is asked, adapted to what is known of them."""
         return self.predict(table, batch.query, self.adapt(table, batch.support, self.prior(batch.profiles)))
-
-    def penalty(self, batch: ColdBatch) -> Tensor:
-        """Return what keeps the residuals of the asked items small."""
-        residuals = self.residuals(batch.query.places.clamp(max=self.num_items - 1)).square().sum(-1)
-        return self.config.id_decay * residuals[batch.query.keep].mean()

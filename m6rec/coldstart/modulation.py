@@ -178,7 +178,7 @@ class Modulated(nn.Module):
     Args:
         config: settings.
         structure: which gates exist at all.
-        table_width: numbers of one item's features.
+        item_width: numbers of one item: its features, its taste, and what is known of its worth (two).
         profile_width: numbers of one user's profile.
         layers: ``(number, width)`` of the backbone's states that a ladder reads.
         soft: whether each gate is learnt, from open by half.
@@ -188,7 +188,7 @@ class Modulated(nn.Module):
         self,
         config: ModulationConfig,
         structure: Structure,
-        table_width: int,
+        item_width: int,
         profile_width: int,
         layers: tuple[int, int],
         soft: bool = False,
@@ -197,7 +197,7 @@ class Modulated(nn.Module):
         if len(structure.gates) != config.positions:
             raise ConfigError(f"got {len(structure.gates)} positions in the structure, expected {config.positions}")
         self.config, self.structure = config, structure
-        self.item = nn.Linear(table_width + 2, config.embedding)
+        self.item = nn.Linear(item_width, config.embedding)
         self.user = nn.Linear(profile_width, config.embedding)
         sizes = [2 * config.embedding, *config.widths]
         last = nn.Linear(sizes[-1], 1)
@@ -215,7 +215,7 @@ class Modulated(nn.Module):
             for operation, gate in zip(OPERATIONS, row, strict=True)
             if gate
         ]
-        self.encoder = SetEncoder(table_width + 3, config.hidden, [sizes[position] for position, _ in self.places])
+        self.encoder = SetEncoder(item_width + 1, config.hidden, [sizes[position] for position, _ in self.places])
         self.gates = nn.Parameter(torch.zeros(len(self.places))) if soft else None
 
     def scores(self) -> NDArray[np.float32]:
@@ -259,14 +259,10 @@ class Modulated(nn.Module):
 
     @staticmethod
     def _read(table: ItemTable, events: Events) -> Tensor:
-        return torch.cat([table.features(events.places), events.means], dim=-1)
+        return torch.cat([table.features(events.places), events.taste, events.means], dim=-1)
 
     @staticmethod
     def _level(support: Events) -> Float[Tensor, "users 1"]:
         """Return each user's shrunk level, as the closed form has it."""
         missed = ((support.values - support.base) * support.keep).sum(1)
         return (missed / (5.0 + support.num_kept))[:, None]
-
-    def penalty(self, batch: ColdBatch) -> Tensor:
-        """Return nothing to keep small."""
-        return batch.query.base.new_zeros(())

@@ -20,6 +20,7 @@ from m6rec.backbones.base import Backbone
 from m6rec.coldstart.draws import Draw, Draws
 from m6rec.coldstart.episodes import Episodes, Part, Protocol
 from m6rec.coldstart.events import ColdBatch, Events, ItemTable, Padder, Rates, first
+from m6rec.coldstart.factors import Factors
 from m6rec.coldstart.known import Known, catalogue_states
 from m6rec.coldstart.meta import TwoStage, TwoStageConfig
 from m6rec.coldstart.modulation import Modulated, ModulationConfig, Structure
@@ -59,6 +60,8 @@ class ColdUsersConfig:
     """Whitened numbers of each layer of an item's text."""
     attributes: int = 64
     """Most attribute columns of items, and of users."""
+    dim: int = 8
+    """Directions of taste."""
     two_stage: TwoStageConfig = field(default_factory=TwoStageConfig)
     """Settings of that method."""
     modulation: ModulationConfig = field(default_factory=ModulationConfig)
@@ -90,7 +93,7 @@ class ColdUsers(Task):
         self.tokenizer = TextTokenizer(backbone.tokenizer)
         ladder = config.method == "modulation" and config.modulation.predictor == "ladder"
         layers = min(config.modulation.positions, backbone.num_layers) if ladder else 1
-        self.known = Known(len(catalogue), backbone.hidden_size, layers, config.text_width, items, users)
+        self.known = Known(len(catalogue), backbone.hidden_size, layers, config.text_width, items, users, config.dim)
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         self.found: Found | None = None
         self.predictor: TwoStage | Modulated | None = None
@@ -98,6 +101,8 @@ class ColdUsers(Task):
         self._users: dict[Part, Episodes] = {}
         self._padders: dict[Part, Padder] = {}
         self._draws: Draws | None = None
+        # What two-stage meta-learning starts from; a loaded run has trained on.
+        self._pull = torch.ones(config.dim)
 
     @classmethod
     def build(cls, config: ColdUsersConfig, material: Material, backbone: Backbone) -> "ColdUsers":
@@ -115,13 +120,23 @@ class ColdUsers(Task):
         task._material = material
         episodes = Episodes.of(dataset, config.threshold, config.num_negatives, material.seed)
         task._users = config.protocol.divide(episodes, material.seed)
-        rates = Rates.of(task._users["train"], columns[0](catalogue.records).numpy())
         layers = task.known.reader.num_layers
         states = catalogue_states(backbone, task.tokenizer, catalogue.texts, layers, material.cache)
-        task.known.fit(states, catalogue, rates)
-        task._padders = {part: Padder(users, rates, own=part == "train") for part, users in task._users.items()}
+        task.known.read(states, catalogue.records)
+        task._judge()
         task.predictor = task._predictor(task._structure())
         return task
+
+    def _judge(self) -> None:
+        """Fit the closed forms that everything starts from to the users that are learnt from."""
+        train, table = self._users["train"], self.known.table
+        rates = Rates.of(train, table.attributes.numpy())
+        features = table.features(torch.arange(len(self.catalogue))).numpy().astype(np.float64)
+        left = rates.left(train)
+        factors = Factors.fit(train.rows, train.items, left, len(train), features, self.config.dim, self.material.seed)
+        self.known.judge(rates, factors)
+        self._pull = torch.from_numpy(factors.pull).float()
+        self._padders = {part: Padder(of, rates, factors, part == "train") for part, of in self._users.items()}
 
     @property
     def material(self) -> Material:
@@ -141,9 +156,9 @@ class ColdUsers(Task):
     def _predictor(self, structure: Structure | None, soft: bool = False) -> TwoStage | Modulated:
         config, table, profile = self.config, self.known.table, len(self.known.users)
         if structure is None:
-            return TwoStage(config.two_stage, table.width, profile, len(self.catalogue))
+            return TwoStage(config.two_stage, table.width, profile, self._pull)
         layers = (table.texts.shape[1], table.texts.shape[2])
-        return Modulated(config.modulation, structure, table.width, profile, layers, soft)
+        return Modulated(config.modulation, structure, table.width + config.dim + 2, profile, layers, soft)
 
     def _structure(self) -> Structure | None:
         """Return the structure that the settings ask for; searched once, and kept in the cache."""
@@ -219,7 +234,7 @@ class ColdUsers(Task):
         """Return the mean squared error of the queries."""
         assert self.predictor is not None
         error = squared_error(self.predictor(self.known.table, batch), batch)
-        return Loss(error + self.predictor.penalty(batch), float(batch.query.keep.sum()), {"mse": error.item()})
+        return Loss(error, float(batch.query.keep.sum()), {"mse": error.item()})
 
     @torch.no_grad()
     def predictions(self, part: Part, size: int) -> NDArray[np.float32]:
@@ -269,9 +284,9 @@ class ColdUsers(Task):
         known = [(self.catalogue.find(str(record["key"])) if "key" in record else None, record) for record in records]
         table, places = self._with_strangers(backbone, [*known, *items])
         values = torch.tensor([self._value(event) for event in events])
-        support = self._events(places[: len(known)], values)
+        support = self._events(table, places[: len(known)], values)
         profile = self.known.users([user.profile]).to(self.calibration.device)
-        batch = ColdBatch(support, self._events(places[len(known) :]), profile)
+        batch = ColdBatch(support, self._events(table, places[len(known) :]), profile)
         mean, scale = self.known.units.tolist()
         score = self.predictor(table, batch)[0].float() * scale + mean
         slope, shift = self.calibration
@@ -297,7 +312,7 @@ class ColdUsers(Task):
         value = event.get("value")
         return (float(yes if value is None or self.config.threshold is None else value) - mean) / scale
 
-    def _events(self, places: Sequence[int], values: Tensor | None = None) -> Events:
+    def _events(self, table: ItemTable, places: Sequence[int], values: Tensor | None = None) -> Events:
         """Return one user's events on the run's device."""
         device, size = self.calibration.device, len(self.known.texts)
         where = torch.tensor([places or [0]], dtype=torch.long, device=device)
@@ -306,6 +321,7 @@ class ColdUsers(Task):
             places=where,
             base=self.known.base[inside] * known,
             counts=self.known.counts[inside] * known,
+            taste=self.known.taste[inside].where(known[..., None], table.features(where) @ self.known.text_taste),
             values=torch.zeros(where.shape, device=device) if values is None or not places else values[None].to(device),
             keep=torch.full(where.shape, bool(places), device=device),
         )
