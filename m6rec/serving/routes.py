@@ -77,6 +77,9 @@ class Desk:
         return StreamingResponse(_events(first, pieces, request), media_type="text/event-stream", headers=UNBUFFERED)
 
     def _read(self, kind: str, body: wire.Timed) -> tuple[dict[str, Any], float]:
+        if kind not in self.executor.graph.kinds:
+            known = ", ".join(sorted(self.executor.graph.kinds))
+            raise RunError(f"no run here does {kind!r}; the runs that are served do: {known}")
         asked = body.model_dump(exclude_unset=True, exclude={"deadline_ms", "stream"})
         return asked, body.deadline_ms or self.deadline_ms(kind)
 
@@ -151,7 +154,7 @@ def asking(desk: Desk) -> APIRouter:
     @router.post("/score", response_model=wire.ScoresOut)
     async def score(body: wire.ScoreIn, request: Request) -> Any:
         """Return how likely the language model finds events in words."""
-        return await desk.ask("score", _many(body), request)
+        return await desk.ask("score", body, request)
 
     @router.post("/explain", response_model=wire.ExplanationOut)
     async def explain(body: wire.ExplainIn, request: Request) -> Any:
@@ -173,13 +176,9 @@ def asking(desk: Desk) -> APIRouter:
         """Return texts with their blanks filled; only a single text can be streamed."""
         if body.stream and not isinstance(body.text, str):
             raise ConfigError("stream: got a list of texts, expected a single one; ask once for each")
-        return await (desk.stream if body.stream else desk.ask)("generate", _many(body), request)
+        return await (desk.stream if body.stream else desk.ask)("generate", body, request)
 
     return router
-
-
-def _many(body: Any) -> Any:
-    return body.model_copy(update={"text": [body.text]}) if isinstance(body.text, str) else body
 
 
 class Counter:

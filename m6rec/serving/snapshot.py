@@ -15,6 +15,7 @@ from torch import Tensor
 from m6rec.api import Recommender
 from m6rec.errors import JournalError
 from m6rec.runs import CARD_FILE
+from m6rec.tasks.catalogue import Catalogue
 
 FORMAT = 1
 ITEMS, VECTORS = "items.json", "vectors.safetensors"
@@ -98,15 +99,17 @@ def reader_of(recommender: Recommender) -> str:
 
 def apply(changes: Snapshot, recommender: Recommender) -> None:
     """Do to a recommender's catalogues what a table says: one new index, however long it is."""
-    offers = recommender.catalog.retrieval.catalogue.offers
+    catalogue = recommender.catalog.retrieval.catalogue
     put = [item for item in changes.items.values() if item is not None]
-    gone = [key for key, item in changes.items.items() if (item is None or key in changes.anew) and offers(key)]
+    gone = [
+        key for key, item in changes.items.items() if (item is None or key in changes.anew) and catalogue.offers(key)
+    ]
     if not put and not gone:
         return
     vectors = changes.vectors if changes.reader == reader_of(recommender) else {}
     with recommender.catalog.changing():
         recommender.catalog.remove(gone)
-        held, new = [item for item in put if offers(item["id"])], [item for item in put if not offers(item["id"])]
+        held, new = _split(put, catalogue)
         for items, do in ((held, recommender.catalog.change), (new, recommender.catalog.add)):
             read = [item for item in items if item["id"] in vectors]
             unread = [item for item in items if item["id"] not in vectors]
@@ -118,16 +121,24 @@ def apply(changes: Snapshot, recommender: Recommender) -> None:
 
 
 def _tell_the_others(recommender: Recommender, put: list[Item], gone: list[str]) -> None:
-    """Let the runs beside the one that retrieves know what they hold of these items; the rest they read by its words.
+    """Let the runs beside the one that retrieves know these items by their words.
 
-    One that has vectors of its own (a conversation's) goes on with the words that it has learnt.
+    One that has vectors of its own (a conversation's) goes on with what it has learnt, but for what is gone.
     """
     for run in recommender.team.runs:
         catalogue = run.task.catalogue
         if run is recommender.team.retriever():
             continue
         catalogue.remove([key for key in gone if catalogue.offers(key)])
-        held = [item for item in put if catalogue.vectors is None and catalogue.offers(item["id"])]
-        records = [{name: value for name, value in item.items() if name != "id"} for item in held]
-        texts = [run.renderer.item(record) for record in records]
-        catalogue.change([item["id"] for item in held], records, texts)
+        if catalogue.vectors is not None:
+            continue
+        held, new = _split(put, catalogue)
+        for items, do in ((held, catalogue.change), (new, catalogue.add)):
+            records = [{name: value for name, value in item.items() if name != "id"} for item in items]
+            do([item["id"] for item in items], records, [run.renderer.item(record) for record in records])
+
+
+def _split(items: list[Item], catalogue: Catalogue) -> tuple[list[Item], list[Item]]:
+    """Return the items that are on offer, and those that are not."""
+    held = [item for item in items if catalogue.offers(item["id"])]
+    return held, [item for item in items if not catalogue.offers(item["id"])]

@@ -84,8 +84,16 @@ class Catalogue:
         """Return an item's fields, its key among them."""
         return {**self.records[place], "key": self.keys[place]}
 
-    def add(self, keys: Sequence[str], records: Sequence[Record], texts: Sequence[str], vectors: Tensor) -> None:
-        """Append items with their encoded texts.
+    def add(
+        self, keys: Sequence[str], records: Sequence[Record], texts: Sequence[str], vectors: Tensor | None = None
+    ) -> None:
+        """Append items; what was learnt or counted by position knows none of them.
+
+        Args:
+            keys: distinct.
+            records: all fields of each.
+            texts: the words of each.
+            vectors: of the texts; ``None`` = the catalogue has none.
 
         Raises:
             DataError: a key is taken by an item that is still offered.
@@ -95,8 +103,8 @@ class Catalogue:
             raise DataError(
                 f"got item ids that are taken: {', '.join(taken[:5]) or 'twice in one call'}; remove them first"
             )
-        assert self.vectors is not None
-        self.vectors = torch.cat([self.vectors, vectors])
+        if self.vectors is not None and vectors is not None:
+            self.vectors = torch.cat([self.vectors, vectors])
         self.ids = np.concatenate([self.ids, np.full(len(keys), -1)])
         self.offered = np.concatenate([self.offered, np.ones(len(keys), dtype=bool)])
         for key, record, text in zip(keys, records, texts, strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import pytest
 from starlette.testclient import TestClient
@@ -19,6 +20,8 @@ from m6rec.errors import (
     StageError,
 )
 from m6rec.serving.app import AppConfig, make_app
+from m6rec.serving.graph import Graph
+from m6rec.serving.logs import JsonLines
 from m6rec.serving.security import Gate, new_key, read_keys
 from tests.serving.fake_executor import ANSWERS, ITEMS, FakeExecutor
 
@@ -109,10 +112,6 @@ class TestRequests:
         stranger = {"title": "a new one", "price": 3}
         client.post("/v1/rank", json={"candidates": ["g02", stranger, "g01", "g02", stranger]})
         assert executor.asked[-1][1]["candidates"] == ["g02", stranger, "g01"]
-
-    def test_a_single_text_is_one_of_a_list(self, client, executor):
-        client.post("/v1/score", json={"text": "bought a lamp"})
-        assert executor.asked[-1][1]["text"] == ["bought a lamp"]
 
     def test_a_long_history_is_read(self, client, executor):
         history = [f"g{number % 36:02d}" for number in range(5_000)]
@@ -226,6 +225,10 @@ class TestFailures:
     def test_each_error_has_its_code_and_its_words(self, client, executor, error, status, kind):
         executor.error = error
         assert fault(client.post("/v1/recommend", json={}), status, kind) == str(error)
+
+    def test_what_no_run_here_does(self, client, executor):
+        executor.graph = Graph((), kinds=frozenset({"recommend"}))
+        assert "recommend" in fault(client.post("/v1/rank", json={"candidates": ["g01"]}), 501, "not_served")
 
     def test_refused_says_when_to_come_again(self, client, executor):
         executor.error = OverloadedError("the queue is full", 1.2)
@@ -349,15 +352,27 @@ class TestWatching:
         caplog.set_level(logging.INFO)
         client.post("/v1/recommend", json={"history": "my aunt"}, headers={"x-request-id": "abc-1"})
         client.get("/v1/items/my%20aunt?who=my%20aunt")
-        lines = [json.loads(record.message) for record in caplog.records if record.name == "m6rec.access"]
+        lines = [record.fields for record in caplog.records if record.name == "m6rec.access"]
         assert [(line["route"], line["status"]) for line in lines] == [
             ("/v1/recommend", 200),
             ("/v1/items/{item_id:path}", 404),
         ]
         assert lines[0]["request"] == "abc-1"
         assert lines[0]["rung"] == "full"
-        ours = [record.getMessage() for record in caplog.records if record.name.startswith("m6rec")]
+        ours = [JsonLines().format(record) for record in caplog.records if record.name.startswith("m6rec")]
+        assert json.loads(ours[-1])["status"] == 404
         assert "aunt" not in "".join(ours)
+
+    @pytest.mark.parametrize("personal", [False, True])
+    def test_errors_are_logged_without_their_words(self, personal):
+        try:
+            raise ValueError("my aunt")
+        except ValueError:
+            record = logging.LogRecord("m6rec", logging.ERROR, "", 0, "batch failed", (), sys.exc_info())
+        line = json.loads(JsonLines(personal).format(record))
+        assert line["error"].startswith("ValueError")
+        assert ("my aunt" in line["error"]) == personal
+        assert "test_app.py" in line["at"]
 
     def test_every_answer_has_its_requests_name(self, client):
         assert client.get("/healthz", headers={"x-request-id": "a b\n"}).headers["x-request-id"] != "a b\n"

@@ -65,13 +65,14 @@ class TestSeen:
 
     def test_by_the_runs_beside(self, opened, ranking_run):
         recommender, catalogue = opened(ranking_run)
-        changed = {**catalogue.get("g02"), "title": "green winter case"}
-        named = recommender.rank("red shirt", [{"title": "green winter case", "brand": "red", "category": "books"}])
-        catalogue.change([changed])
-        assert recommender.rank("red shirt", ["g02"])[0].title == "green winter case"
+        catalogue.change([{**catalogue.get("g02"), "title": "green winter case"}])
+        catalogue.add([NEW])
+        by_id = recommender.rank("n1", ["g02", "n1"])
+        assert {item.title for item in by_id} == {"green winter case", "yellow teapot"}
+        by_words = recommender.rank([NEW], [catalogue.get("g02"), NEW])
+        assert [item.score for item in by_id] == pytest.approx([item.score for item in by_words])
         catalogue.remove(["g02"])
         assert not recommender.ranker.task.catalogue.offers("g02")
-        assert named
 
     def test_a_run_that_does_not_retrieve_has_no_catalogue(self, ranking_run, tmp_path):
         with pytest.raises(RunError, match="retrieval run"):
