@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from m6rec.serving.graph import Graph
+from m6rec.serving.stage import Stage
 
 ITEMS = [{"id": "g01", "title": "red shoes", "score": 2.5}, {"id": "g02", "title": "red book", "score": 1.5}]
 MADE = {"rung": "full", "version": "v1", "trace": {"rank": {"ms": 3.0, "wait_ms": 0.1, "batch": 1}}}
@@ -32,7 +33,7 @@ class FakeExecutor:
     asked: list[tuple[str, dict[str, Any], float | None]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     ready: bool = False
-    graph: Graph = field(default_factory=lambda: Graph((), kinds=frozenset(ANSWERS)))
+    graph: Graph = field(default_factory=lambda: Graph((Stage("answer", list),), kinds=frozenset(ANSWERS)))
 
     async def start(self) -> None:
         self.ready = True

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from dataclasses import replace
 
 import pytest
 from starlette.testclient import TestClient
@@ -20,7 +21,6 @@ from m6rec.errors import (
     StageError,
 )
 from m6rec.serving.app import AppConfig, make_app
-from m6rec.serving.graph import Graph
 from m6rec.serving.logs import JsonLines
 from m6rec.serving.security import Gate, new_key, read_keys
 from tests.serving.fake_executor import ANSWERS, ITEMS, FakeExecutor
@@ -227,7 +227,7 @@ class TestFailures:
         assert fault(client.post("/v1/recommend", json={}), status, kind) == str(error)
 
     def test_what_no_run_here_does(self, client, executor):
-        executor.graph = Graph((), kinds=frozenset({"recommend"}))
+        executor.graph = replace(executor.graph, kinds=frozenset({"recommend"}))
         assert "recommend" in fault(client.post("/v1/rank", json={"candidates": ["g01"]}), 501, "not_served")
 
     def test_refused_says_when_to_come_again(self, client, executor):
