@@ -3,7 +3,6 @@
 This module knows no mask and no way to call a layer; the family files do.
 """
 
-import hashlib
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +16,7 @@ from m6rec.backbones.base import Backbone
 from m6rec.backbones.cache import LayerCache
 from m6rec.backbones.sites import Sites
 from m6rec.errors import BackboneError
+from m6rec.nn.digest import digest_of
 from m6rec.nn.masks import additive, tree_mask
 from m6rec.text.batch import TokenBatch
 from m6rec.text.segments import CONTROL_TOKENS
@@ -65,11 +65,7 @@ class PretrainedBackbone(Backbone):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the pretrained weights, taken when first asked for: ask before training them."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest_of(self.model.named_parameters())
 
     def rows(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens hidden"]:
         """Look tokens up, the control tokens' rows included."""

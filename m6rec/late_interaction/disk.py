@@ -86,8 +86,8 @@ class DiskTier:
                     found[bytes(key)] = self._read(*row)
         return found
 
-    def put_many(self, entries: Mapping[bytes, NDArray[np.floating]]) -> None:
-        """Write states in one transaction; what is there already stays as it is."""
+    def put_many(self, entries: Mapping[bytes, NDArray[np.floating]], replace: bool = False) -> None:
+        """Write states in one transaction; what is there already stays as it is, unless it is to be replaced."""
         rows = []
         for key, states in entries.items():
             kind, value = str(states.dtype), np.ascontiguousarray(states).tobytes()
@@ -95,7 +95,8 @@ class DiskTier:
         columns = "version, key, dtype, vectors, checksum, value"
         with self._told() as database:
             database.execute("BEGIN IMMEDIATE")
-            database.executemany(f"INSERT OR IGNORE INTO states ({columns}) VALUES (?, ?, ?, ?, ?, ?)", rows)
+            insert = f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO states ({columns}) VALUES (?, ?, ?, ?, ?, ?)"
+            database.executemany(insert, rows)
             self._make_room(database)
             database.execute("COMMIT")
 

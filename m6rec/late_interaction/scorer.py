@@ -20,16 +20,13 @@ from m6rec.late_interaction.backbone import LateBackbone
 from m6rec.late_interaction.cache import SegmentCache, SegmentStore, States, segment_key
 from m6rec.late_interaction.packs import Packs, pack
 from m6rec.late_interaction.segments import Junction, SegmentTable
+from m6rec.nn.digest import digest_of
 from m6rec.text.batch import TokenBatch, branch_ends
 
 
 def version_of(backbone: LateBackbone) -> str:
     """Return what the lower states of a backbone depend on besides a segment: weights, tuner, depth and granularity."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.inner.named_parameters()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    weights, tuned = backbone.fingerprint[:16], digest.hexdigest()[:16]
+    weights, tuned = backbone.fingerprint[:16], digest_of(backbone.inner.named_parameters())[:16]
     return f"{weights}/{tuned}/{backbone.num_alone}/{backbone.what_goes_on}"
 
 
