@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -25,8 +26,9 @@ def pack(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> bytes:
     >>> unpack(pack({"x": torch.ones(2)}, {"version": "a"}))
     ({'x': tensor([1., 1.])}, {'version': 'a'})
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return bytes(save(plain, dict(words)))
+    # Copies: safetensors refuses tensors that share memory, and some of a batch's do.
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    return bytes(save(own, dict(words)))
 
 
 def unpack(message: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
