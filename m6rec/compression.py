@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from m6rec.compressors.base import Subject
 from m6rec.config import assign, parse, plain
 from m6rec.data.histories import Judgements
 from m6rec.distillation.relations import RelationConfig, RelationTask
+from m6rec.distilling import taught
 from m6rec.errors import ConfigError, RunError, UnknownNameError
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import check_recipe
@@ -31,7 +33,7 @@ from m6rec.validation import validator
 
 COMPRESSION_FILE = "compression.json"
 # What a compressor leaves to the recipe when it trains.
-RECIPE_PARTS = ("training", "tuner", "task", "exits", "seed")
+RECIPE_PARTS = ("training", "tuner", "task", "exits", "distillation", "seed")
 EDGE = "edge"
 # Validation pairs that settle what a compressed ranking run is worth, at every depth.
 JUDGED_PAIRS = 500
@@ -49,7 +51,8 @@ def compress_run(folder: str | Path, method: str, words: Sequence[str]) -> dict[
         method: name on the compressors shelf; or of a recipe of several (``edge``, or the path of a YAML file), whose
             finished stages are not done again.
         words: ``out=FOLDER``, ``data=FOLDER`` where the dataset has moved, settings of the method (of a recipe:
-            ``share.groups=2``), and of the run's recipe where the method trains (``training.max_steps=200``).
+            ``share.groups=2``), and of the run's recipe where the method trains (``training.max_steps=200``;
+            ``distillation.source=elastic``: what trains is also taught by the run, in processes of its own).
 
     Returns:
         The card.
@@ -65,6 +68,8 @@ def compress_run(folder: str | Path, method: str, words: Sequence[str]) -> dict[
         raise ConfigError(f"missing out=FOLDER: m6rec compress {folder} {method} out=RUN2")
     if Path(out).resolve() == Path(folder).resolve():
         raise ConfigError(f"out: got the run itself ({out}), expected another folder")
+    if isinstance(tree.get("distillation"), dict):
+        tree["distillation"].setdefault("teacher", str(folder))
     stages = read_stages(method)
     if stages is None:
         return _compress(Path(folder), method, tree, Path(out), data)
@@ -145,14 +150,16 @@ def subject_of(experiment: Experiment, folder: Path, always: Mapping[str, Any] |
 
     def retrain(out: Path, changes: Mapping[str, Any], wrap: Wrap | None = None, distil: bool = False) -> Subject:
         tree = merged(merged(recipe, {"training": TO_THE_END, **changes}), {**(always or {}), "out": str(out)})
+        until_done = ExitStack()
 
         def wrapped(fresh: Experiment) -> Task:
-            task = learnt(fresh)
+            task = learnt(fresh) if fresh.recipe.distillation is None else taught(fresh, until_done)
             task = RelationTask(task, experiment.backbone, RelationConfig()) if distil else task
             return task if wrap is None else wrap(task, fresh.backbone)
 
         if not (out / CARD_FILE).is_file():
-            _, result = train_run(check_recipe(tree), resume=True, wrap=wrapped)
+            with until_done:
+                _, result = train_run(check_recipe(tree), resume=True, wrap=wrapped)
             if result.interrupted:
                 raise RunError(f"{out}: interrupted; run the same command again to go on")
         return subject_of(open_experiment(out, experiment.recipe.data), out, always)

@@ -22,7 +22,7 @@ from m6rec.distillation.config import DistillationConfig
 from m6rec.distillation.labels import LabelStream
 from m6rec.distillation.lessons import LESSONS, Ask, Labels, Lesson
 from m6rec.distillation.relations import RelationConfig, RelationTask
-from m6rec.distillation.roster import Roster
+from m6rec.distillation.roster import MakeExecutor, Roster, make_executor
 from m6rec.distillation.sources import ElasticLabels, LabelSource, OnlineLabels, StoredLabels
 from m6rec.distillation.stored import LabelStore, write_labels
 from m6rec.distillation.task import DistilTask
@@ -58,12 +58,13 @@ def train(recipe: Recipe, *, resume: bool = False) -> tuple[Experiment, TrainRes
         return train_run(recipe, resume=resume, wrap=lambda experiment: taught(experiment, until_done))
 
 
-def taught(experiment: Experiment, until_done: ExitStack) -> Task:
+def taught(experiment: Experiment, until_done: ExitStack, make: MakeExecutor = make_executor) -> Task:
     """Return what the loop learns: the experiment's task with a teacher, at every depth where the recipe has exits.
 
     Args:
         experiment: of a recipe with ``distillation``.
         until_done: its teachers are let go when this is closed.
+        make: word of `distillation.teachers` -> where that teacher runs.
 
     Raises:
         ConfigError: a task, or a recipe, that cannot be taught so.
@@ -81,7 +82,7 @@ def taught(experiment: Experiment, until_done: ExitStack) -> Task:
     if config.source != "elastic":
         teachers = [open_teacher(run, recipe.data, recipe.training.precision) for run in config.runs]
         _check_fit(teachers, wanted)
-    source = _source(experiment, config, lesson, wanted, teachers, until_done)
+    source = _source(experiment, config, lesson, wanted, teachers, until_done, make)
     plain = replace(experiment, recipe=replace(recipe, distillation=None))
     task = learnt(replace(plain, task=DistilTask(experiment.task, lesson, source, config.alpha)))
     if not config.relations:
@@ -140,18 +141,19 @@ def _source(
     wanted: TeacherCard,
     teachers: Sequence[Teacher],
     until_done: ExitStack,
+    make: MakeExecutor,
 ) -> LabelSource:
     drawing = partial(drawn_at, experiment.recipe.seed, AHEAD)
     if config.source == "online":
         return OnlineLabels(teachers, lesson.ask, drawing)
     if config.source == "offline":
         return StoredLabels(_stores(experiment, config, lesson, teachers), lesson, drawing)
-    streams = _streams(experiment, config, wanted, until_done)
+    streams = _streams(experiment, config, wanted, until_done, make)
     return ElasticLabels(streams, lesson, partial(_plan, experiment), drawing)
 
 
 def _streams(
-    experiment: Experiment, config: DistillationConfig, wanted: TeacherCard, until_done: ExitStack
+    experiment: Experiment, config: DistillationConfig, wanted: TeacherCard, until_done: ExitStack, make: MakeExecutor
 ) -> list[LabelStream]:
     recipe, streams = experiment.recipe, []
     rank, processes = _place()
@@ -165,7 +167,7 @@ def _streams(
         names = "" if rank == number == 0 else f"-{number}-{rank}"
         path = Path(recipe.out) / f"{Path(ROSTER_FILE).stem}{names}.txt"
         opener = partial(open_teacher, run, recipe.data, recipe.training.precision)
-        pool = Roster(path, words, opener)
+        pool = Roster(path, words, opener, make)
         until_done.callback(pool.close)
         stream = LabelStream(pool, config.stream, replace(wanted, version=version_of(Path(run))))
         until_done.callback(_tell, stream)

@@ -15,6 +15,7 @@ from m6rec.distillation.executors import EXECUTORS
 from m6rec.distillation.executors.base import Executor, OpenTeacher
 from m6rec.distillation.pool import Event, Gone, TeacherPool
 
+MakeExecutor = Callable[[str, OpenTeacher], Executor]
 # Between a teacher's death and the next try, and between two looks at the file.
 RETRY_SECONDS, LOOK_SECONDS = 5.0, 1.0
 
@@ -50,7 +51,7 @@ class Roster(TeacherPool):
         path: Path,
         words: tuple[str, ...],
         open_teacher: OpenTeacher,
-        make: Callable[[str, OpenTeacher], Executor] = make_executor,
+        make: MakeExecutor = make_executor,
     ) -> None:
         super().__init__()
         self.path, self._open_teacher, self._make = path, open_teacher, make

@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 from m6rec.distillation.executors.base import OpenTeacher
 from m6rec.distillation.teacher import TeacherCard
@@ -59,8 +60,7 @@ class LocalExecutor:
 
     def open(self) -> TeacherCard:
         """Start the process and return the teacher's card."""
-        # Not forked: a fork of a process with threads, or with a GPU, may hang for ever.
-        context = multiprocessing.get_context("spawn")
+        context = _context(self.open_teacher)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_work, args=(theirs, self.open_teacher, self.config.threads), name="teacher", daemon=True
@@ -96,6 +96,19 @@ class LocalExecutor:
         if message[:1] == _BAD:
             raise DistillationError(message[1:].decode())
         return message[1:]
+
+
+def _context(open_teacher: OpenTeacher) -> Any:
+    """Return how processes are started.
+
+    Never by a fork of the student, whose threads or GPU may hang it for ever. Where there can be a fork server, it
+    loads the libraries once (seconds) and every teacher, also one in the place of a dead one, is a fork of that.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([getattr(open_teacher, "func", open_teacher).__module__])
+    return context
 
 
 def _work(pipe: Connection, open_teacher: OpenTeacher, threads: int) -> None:
