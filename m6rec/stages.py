@@ -24,16 +24,16 @@ from accelerate import PartialState
 from rich.table import Table
 
 from m6rec import distilling
-from m6rec.assemble import Experiment, open_experiment, train_run
-from m6rec.errors import ConfigError, RunError
+from m6rec.assemble import Experiment, train_run
+from m6rec.errors import ConfigError
+from m6rec.mining import MinerPlan, mine_on_ray
 from m6rec.recipe import Recipe
 from m6rec.runs import CARD_FILE, read_card
 from m6rec.tasks.base import Task
-from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.training.dense import DenseRetrieval, Lessons
 from m6rec.training.dense_config import DenseConfig, DistilConfig, HardConfig, PseudoConfig
-from m6rec.training.judges import CrossJudge, FusedJudge, Judge, Ranker, RankerReport, examine
+from m6rec.training.judges import Ranker, RankerReport, examine
 from m6rec.training.lists import Lists
 from m6rec.training.loop import TrainResult
 from m6rec.training.mining import Miner, Retriever, validation_lists
@@ -49,16 +49,16 @@ class Teachers:
 
     Args:
         experiment: the retriever's run over its dataset.
-        retriever: reads it.
-        judge: gives the ranker its numbers.
+        plan: what it and the ranking run were opened from.
+        miner: finds with it, and has the ranker look.
         ranker: calibrated on validation.
         report: how good it is there.
         validation: lists of validation's moments.
     """
 
     experiment: Experiment
-    retriever: Retriever
-    judge: Judge
+    plan: MinerPlan
+    miner: Miner
     ranker: Ranker
     report: RankerReport
     validation: Lists
@@ -194,14 +194,11 @@ def open_teachers(run: str | Path, recipe: Recipe, folder: Path | None = None) -
         RunError: the ranker prefers what nobody took.
     """
     assert recipe.dense is not None
-    hard, experiment = recipe.dense.hard, open_experiment(run, recipe.data)
-    assert isinstance(experiment.task, Retrieval)
-    task, shards = experiment.task, folder / f"shards-{Path(run).name}" if folder else None
-    retriever = Retriever(task, experiment.backbone, hard.index, hard.shards, shards)
-    judge = _judge(experiment, recipe.dense.ranker)
-    ranker = Ranker(judge.start)
+    plan = MinerPlan(str(run), recipe.data, recipe.dense.ranker, recipe.dense.hard)
+    experiment, miner = plan.open(None if folder is None else folder / f"shards-{Path(run).name}")
+    ranker = Ranker(miner.judge.start)
     queries = experiment.dataset.histories().queries("valid")
-    validation, exam = validation_lists(retriever, judge, queries, hard.depth, seed=recipe.seed)
+    validation, exam = validation_lists(miner.retriever, miner.judge, queries, miner.depth, seed=recipe.seed)
     report = examine(ranker, exam)
     logger.info(
         "ranker on %d validation lists of %s: NDCG@10 %.4f in its order, %.4f in the retriever's; %.1f%% of targets "
@@ -215,29 +212,21 @@ def open_teachers(run: str | Path, recipe: Recipe, folder: Path | None = None) -
         out = folder / "2-ranker"
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{Path(run).name}.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
-    return Teachers(experiment, retriever, judge, ranker, report, validation)
-
-
-def _judge(experiment: Experiment, ranker: str | None) -> Judge:
-    task = experiment.task
-    assert isinstance(task, Retrieval)
-    if ranker is None:
-        return FusedJudge(task.space(), task.material.train)
-    found = open_experiment(ranker, str(experiment.dataset.folder))
-    if not isinstance(found.task, Ranking):
-        raise RunError(f"{ranker} holds the task {found.task.name!r}, expected a ranking run as dense.ranker")
-    return CrossJudge(found.task, found.backbone)
+    return Teachers(experiment, plan, miner, ranker, report, validation)
 
 
 def mine(teachers: Teachers, config: HardConfig, folder: Path) -> Lists:
     """Return what ``teachers`` find and judge at every training position; ``folder`` keeps it."""
-    return Miner(teachers.retriever, teachers.judge, config.depth).mine(folder)
+    if config.ray_workers and PartialState().is_main_process:
+        mine_on_ray(teachers.plan, teachers.miner, folder, config.ray_workers)
+    return teachers.miner.mine(folder)
 
 
 def label(teachers: Teachers, config: DenseConfig, seed: int) -> PseudoLabels:
     """Return the pseudo labels that ``teachers`` give."""
+    miner = teachers.miner
     return pseudo_label(
-        teachers.retriever, teachers.judge, teachers.ranker, teachers.validation, config.pseudo, config.hard.depth, seed
+        miner.retriever, miner.judge, teachers.ranker, teachers.validation, config.pseudo, config.hard.depth, seed
     )
 
 
@@ -264,8 +253,8 @@ def taught(
     assert isinstance(found, Retrieval)
     if not task.trains_backbone:  # the texts' vectors are the same: they need not be made twice
         task.catalogue.vectors, task.material.search_vectors = found.catalogue.vectors, found.material.search_vectors
-    items = torch.from_numpy(teachers.retriever.items) * teachers.retriever.scale
-    ranker = Ranker(teachers.judge.start)
+    items = torch.from_numpy(teachers.miner.retriever.items) * teachers.miner.retriever.scale
+    ranker = Ranker(teachers.miner.judge.start)
     ranker.load_state_dict(teachers.ranker.state_dict())
 
     def anew(epoch: int) -> Lists:
@@ -273,6 +262,8 @@ def taught(
             task.catalogue.vectors = task.material.search_vectors = None
             task.encode(experiment.backbone)
         retriever = Retriever(task, experiment.backbone, config.hard.index)
-        return Miner(retriever, teachers.judge, config.hard.depth, f"epoch {epoch}").mine(folder / f"lists-{epoch}")
+        return Miner(retriever, teachers.miner.judge, config.hard.depth, f"epoch {epoch}").mine(
+            folder / f"lists-{epoch}"
+        )
 
     return DenseRetrieval(task, config, Lessons(lists, ranker, items, pseudo, anew))

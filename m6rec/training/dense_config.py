@@ -25,6 +25,9 @@ class HardConfig:
     """Name on the indexes shelf that mining searches with. Changes speed (and, for a graph, results slightly)."""
     shards: int = 1
     """Pieces that the index is cut into, of which one is in memory. Changes memory and speed only."""
+    ray_workers: int = 0
+    """Ray Data workers that mine before training starts, on machines that see the same disk (extra `ray`); 0 = the
+    processes that train. Changes speed only."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class DenseConfig:
     def __post_init__(self) -> None:
         problems = [
             (self.hard.num < 0 or self.hard.depth < 1, "hard: expected num from 0 and depth from 1 up"),
+            (self.hard.ray_workers < 0, f"hard.ray_workers: got {self.hard.ray_workers}, expected 0 or more"),
             (not 0 <= self.hard.threshold <= 1, f"hard.threshold: got {self.hard.threshold}, expected 0 to 1"),
             (not 0 <= self.pseudo.share <= 1, f"pseudo.share: got {self.pseudo.share}, expected 0 to 1"),
             (not 0 <= self.pseudo.drop < 1, f"pseudo.drop: got {self.pseudo.drop}, expected 0 up to but not 1"),

@@ -67,13 +67,21 @@ class ListFolder:
             raise RunError(f"{folder} holds lists that another retriever or another setting made; remove the folder")
         _replace(path, lambda draft: draft.write_text(json.dumps(content), encoding="utf-8"))
 
-    def fill(self, make: Callable[[int], Lists], rank: int = 0, num_processes: int = 1) -> int:
+    def missing(self) -> list[int]:
+        """Return the numbers of the parts that are missing or broken."""
+        return [part for part in range(self.num_parts) if _read(self._path(part)) is None]
+
+    def make(self, part: int, maker: Callable[[int], Lists]) -> None:
+        """Make and keep one part."""
+        made = maker(part)
+        columns = {field.name: np.ascontiguousarray(getattr(made, field.name)) for field in fields(made)}
+        _replace(self._path(part), lambda draft: save_file(columns, draft))
+
+    def fill(self, maker: Callable[[int], Lists], rank: int = 0, num_processes: int = 1) -> int:
         """Make every part that is missing or broken, this process its share; return how many were made."""
-        mine = [part for part in range(rank, self.num_parts, num_processes) if _read(self._path(part)) is None]
+        mine = [part for part in self.missing() if part % num_processes == rank]
         for part in mine:
-            made = make(part)
-            columns = {field.name: np.ascontiguousarray(getattr(made, field.name)) for field in fields(made)}
-            _replace(self._path(part), lambda draft, given=columns: save_file(given, draft))  # type: ignore[misc]
+            self.make(part, maker)
         return len(mine)
 
     def read(self) -> Lists:

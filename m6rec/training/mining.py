@@ -196,20 +196,28 @@ class Miner:
         Raises:
             RunError: the folder holds another retriever's lists.
         """
-        windows = self.retriever.task.examples()
-        parts = -(-len(windows) // WINDOWS_A_PART)
+        lists = self.lists(folder)
+        lists.fill(self.part, _rank(), num_processes())
+        _wait()
+        return lists.read()
+
+    def lists(self, folder: Path) -> ListFolder:
+        """Return ``folder`` as one for these lists.
+
+        Raises:
+            RunError: it holds another retriever's.
+        """
+        num_windows = len(self.retriever.task.examples())
         key: Mapping[str, Any] = {
             "retriever": self.name or self.retriever.fingerprint,
             "judge": [type(self.judge).__name__, *self.judge.start],
             "depth": self.depth,
-            "windows": len(windows),
+            "windows": num_windows,
         }
-        lists = ListFolder(folder, key, parts)
-        lists.fill(self._part, _rank(), num_processes())
-        _wait()
-        return lists.read()
+        return ListFolder(folder, key, -(-num_windows // WINDOWS_A_PART))
 
-    def _part(self, number: int) -> Lists:
+    def part(self, number: int) -> Lists:
+        """Return the lists of one part: of ``WINDOWS_A_PART`` windows."""
         windows = self.retriever.task.examples()
         span = range(number * WINDOWS_A_PART, min(len(windows), (number + 1) * WINDOWS_A_PART))
         states, events = self.retriever.read([windows[place] for place in span])
