@@ -25,7 +25,7 @@ from m6rec.runs import versions
 BENCHES = sorted(
     path.stem.replace("_", "-")
     for path in (Path(__file__).parent / "benches").glob("*.py")
-    if path.stem not in ("harness", "genres", "compressed")  # what benches share
+    if path.stem not in ("harness", "genres", "compressed", "contenders")  # what benches share
 )
 
 

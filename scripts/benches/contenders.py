@@ -1,0 +1,197 @@
+"""What the serving bench compares: the same runs, served in one of eight ways by a process of its own.
+
+``python contenders.py RUNS SOCKET NAME`` listens on a Unix socket; a line of JSON is a request, or an order.
+"""
+
+import asyncio
+import concurrent.futures
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import m6rec
+from m6rec.api import Recommender
+from m6rec.errors import M6RecError, OverloadedError
+from m6rec.late_interaction.cache import CacheConfig, States
+from m6rec.late_interaction.scorer import LateScorer
+from m6rec.serving.executors.local import LocalExecutor
+from m6rec.serving.graph import Graph
+from m6rec.serving.graphs import GraphConfig, TierConfig, recommender_graph, warm
+from m6rec.serving.plan import read_plan
+from m6rec.serving.stage import StagePlan
+
+K = 10
+# Threads that FastAPI has for endpoints that are plain functions.
+SYNC_THREADS = 40
+NO_TIERS = TierConfig(query_bytes=0, hot_bytes=0)
+QUERY = replace(NO_TIERS, query_bytes=32 << 20)
+ALL_TIERS = TierConfig(segments=CacheConfig(memory_bytes=256 << 20))
+SINGLE = {name: StagePlan(max_batch=1) for name in ("encode", "retrieve", "filter", "rank")}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of serving.
+
+    Args:
+        says: in the table.
+        config: of the graph; ``None`` = a synchronous server.
+        keeps_segments: whether the ranker keeps lower states at all.
+        queue: requests that a synchronous server lets wait; ``None`` = any number.
+    """
+
+    says: str
+    config: GraphConfig | None = None
+    keeps_segments: bool = False
+    queue: int | None = None
+
+
+CONTENDERS = {
+    "s0": Contender("S0 synchronous"),
+    "s0q": Contender("S0 + bounded queue", queue=1),
+    "s1": Contender("S1 stages, no batches", GraphConfig(NO_TIERS, degrade=False, plans=SINGLE)),
+    "s2": Contender("S2 + batches by slack", GraphConfig(NO_TIERS, degrade=False)),
+    "s3": Contender("S3 + query cache", GraphConfig(QUERY, degrade=False)),
+    "s4": Contender("S4 + segment tiers", GraphConfig(ALL_TIERS, degrade=False), keeps_segments=True),
+    "s5": Contender("S5 + shedding", GraphConfig(ALL_TIERS), keeps_segments=True),
+    "s6": Contender("S6 + planned", GraphConfig(ALL_TIERS), keeps_segments=True),
+}
+
+
+class NoStore:
+    """A segment cache that keeps nothing.
+
+    Args:
+        version: of the scorer that asks.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    def get_many(self, keys: Sequence[bytes]) -> list[States | None]:
+        return [None] * len(keys)
+
+    def put_many(self, entries: Mapping[bytes, States]) -> dict[bytes, States]:
+        return dict(entries)
+
+
+class Synchronous:
+    """A server whose request is one call of a plain function in a pool of threads.
+
+    Args:
+        recommender: answers.
+        queue: most requests at a time, the running one among them; ``None`` = any number.
+    """
+
+    def __init__(self, recommender: Recommender, queue: int | None) -> None:
+        self.recommender, self.queue, self._under_way = recommender, queue, 0
+        self._pool = concurrent.futures.ThreadPoolExecutor(1 if queue is not None else SYNC_THREADS)
+
+    async def submit(self, request: dict[str, Any], deadline_ms: float) -> dict[str, Any]:
+        if self.queue is not None and self._under_way >= self.queue:
+            raise OverloadedError("the queue is full", 1.0)
+        self._under_way += 1
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, request)
+        finally:
+            self._under_way -= 1
+        return {"items": found, "rung": "full"}
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+    def _answer(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        return [vars(item) for item in self.recommender.recommend(request["history"], K)]
+
+
+class Server:
+    """Answers lines of a socket.
+
+    Args:
+        runs: folders of the runs.
+        name: of the contender.
+        log: requests; ``requests`` to answer, and ``before`` to warm up by.
+    """
+
+    def __init__(self, runs: Sequence[str], name: str, log: dict[str, Any]) -> None:
+        self.contender, self.log = CONTENDERS[name], log
+        self.recommender = m6rec.load(*runs)
+        self.target: Any = None
+
+    async def reset(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Begin with empty query caches, warm hot set and idle queues."""
+        config = self.contender.config
+        if isinstance(self.target, LocalExecutor):
+            await self.target.drain(5)
+        if config is None:
+            self._without_store()
+            self.target = Synchronous(self.recommender, order.get("queue") if self.contender.queue else None)
+            return {}
+        if order.get("no_hits"):
+            config = replace(config, tiers=replace(config.tiers, query_bytes=0))
+        if order.get("plan"):
+            config = replace(config, plans=read_plan(order["plan"]).stages)
+        graph: Graph = recommender_graph(self.recommender, config)
+        if self.contender.keeps_segments:
+            await asyncio.to_thread(warm, graph, self.log["before"])
+        else:
+            self._without_store()
+        self.target = LocalExecutor(graph)
+        await self.target.start()
+        return {}
+
+    def _without_store(self) -> None:
+        assert self.recommender.ranker is not None
+        scorer = self.recommender.ranker.backbone
+        assert isinstance(scorer, LateScorer)
+        scorer.use(NoStore(scorer.version))
+        scorer.num_trunks = 0
+
+    async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        request = {"history": self.log["requests"][order["ask"]]["history"], "k": K}
+        try:
+            found = await self.target.submit(request, deadline_ms=order["ms"])
+        except M6RecError as error:
+            return {"n": order["n"], "error": type(error).__name__}
+        return {"n": order["n"], "rung": found["rung"], "items": [item["id"] for item in found["items"]]}
+
+    def used(self) -> dict[str, Any]:
+        """Return CPU seconds and the largest memory so far, and what the executor reports."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        used = {"cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss * 1024, "at": time.monotonic()}
+        return {**used, "report": self.target.report()}
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection's lines, each when it is ready."""
+        tasks: set[asyncio.Task[None]] = set()
+        while line := await reader.readline():
+            task = asyncio.create_task(self._line(json.loads(line), writer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    async def _line(self, order: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if "ask" in order:
+            found = await self.ask(order)
+        elif "reset" in order:
+            found = await self.reset(order)
+        else:
+            found = self.used()
+        writer.write(json.dumps(found).encode() + b"\n")
+
+
+async def serve(runs: Sequence[str], socket: str, name: str, log: dict[str, Any]) -> None:
+    server = Server(runs, name, log)
+    listener = await asyncio.start_unix_server(server.talk, socket, limit=1 << 24)
+    print("ready", flush=True)
+    async with listener:
+        await listener.serve_forever()
+
+
+if __name__ == "__main__":
+    folders, place, contender, log_file = sys.argv[1].split(","), sys.argv[2], sys.argv[3], Path(sys.argv[4])
+    asyncio.run(serve(folders, place, contender, json.loads(log_file.read_text())))
