@@ -45,6 +45,7 @@ ANSWERS = {
     "retrieval": lambda recommender, titles: len(recommender.recommend(titles[:2], k=3)) == 3,
     "ranking": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
     "zeroshot": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
+    "cold-users": lambda recommender, titles: len(recommender.recommend(titles[:2], k=3)) == 3,
     "explanation": lambda recommender, titles: recommender.explain(titles[:2], titles[2]).item.title == titles[2],
     "title": lambda recommender, titles: set(recommender.create(titles, "title")[0].answers) == {"category", "title"},
     "query": lambda recommender, titles: len(recommender.create(titles, "query")) == 1,

@@ -29,6 +29,7 @@ from m6rec.api.writing import (
 from m6rec.assemble import Run, open_run, open_runs
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.scenes import score_in_scenes
+from m6rec.coldstart.users import ColdUsers
 from m6rec.data.scenes import SceneConfig, SceneRule
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.hub.transfer import locate, push
@@ -95,6 +96,8 @@ class Recommender:
     def recommend(self, history: History, k: int = 10, *, exclude_history: bool = True) -> list[Recommendation]:
         """Return the ``k`` best items for a history; retrieved, and ordered by the ranker where there is one.
 
+        A run for new users orders the whole catalogue, where no run retrieves.
+
         Args:
             history: what the user did, oldest first; may be empty.
             k: how many.
@@ -103,6 +106,8 @@ class Recommender:
         Raises:
             DataError: an event that cannot be read.
         """
+        if self.team.ranks_everything and not self.team.can_retrieve:
+            return self._rank_catalogue(history, k, exclude_history)
         if not self.team.can_rank or k < 1:
             return self.retrieve(history, k, exclude_history=exclude_history)
         found = self._nearest(history, max(5 * k, 50), exclude_history)
@@ -112,6 +117,14 @@ class Recommender:
     def retrieve(self, history: History, k: int = 100, *, exclude_history: bool = True) -> list[Recommendation]:
         """Return the ``k`` nearest items of the catalogue, best first."""
         return [named(record, score) for record, score in self._nearest(history, k, exclude_history)]
+
+    def _rank_catalogue(self, history: History, k: int, exclude_history: bool) -> list[Recommendation]:
+        if k < 1:
+            raise ConfigError(f"k: got {k}, expected 1 or more")
+        catalogue = self.team.ranker().task.catalogue
+        met = {event["place"] for event in read_events(history, catalogue)} if exclude_history else set()
+        places = [int(place) for place in np.flatnonzero(catalogue.offered) if place not in met]
+        return self.rank(history, [catalogue.keys[place] for place in places])[:k]
 
     def _nearest(self, history: History, k: int, exclude_history: bool) -> list[tuple[dict[str, Any], float]]:
         if k < 1:
@@ -155,7 +168,7 @@ class Recommender:
             context: as :meth:`rank` takes it.
         """
         task = run.task
-        assert isinstance(task, Ranking | ZeroShot)
+        assert isinstance(task, Ranking | ColdUsers | ZeroShot)
         user = UserText(events=[with_record(task.catalogue, event) for event in events])
         scenes = _scenes(run.recipe.scenes, [record for _, record in items], {"time": int(time.time()), **context})
         scores: NDArray[np.float32] = score_in_scenes(

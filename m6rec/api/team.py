@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from m6rec.assemble import Run
+from m6rec.coldstart.users import ColdUsers
 from m6rec.errors import RunError, UnknownNameError
 from m6rec.tasks.conversation import Conversation
 from m6rec.tasks.generation import Generation
@@ -47,19 +48,24 @@ class Team:
         return run
 
     def ranker(self) -> Run:
-        """Return the run that ranks candidates: a trained ranker, or else a language model's likelihood.
+        """Return the run that ranks candidates: a trained ranker, one for new users, or a language model's likelihood.
 
         Raises:
             RunError: none does.
         """
-        if (run := self._first(Ranking, ZeroShot)) is None:
+        if (run := self._first(Ranking, ColdUsers, ZeroShot)) is None:
             raise self._missing("ranking needs a ranking run", "give one: m6rec.load(RUN, RANKING_RUN)")
         return run
 
     @property
     def can_rank(self) -> bool:
         """Whether a run was trained to rank."""
-        return self._first(Ranking) is not None
+        return self._first(Ranking, ColdUsers) is not None
+
+    @property
+    def ranks_everything(self) -> bool:
+        """Whether the ranker reads no words at a request, so that it can order a whole catalogue."""
+        return self.can_rank and isinstance(self.ranker().task, ColdUsers)
 
     @property
     def can_retrieve(self) -> bool:

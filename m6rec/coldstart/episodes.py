@@ -4,13 +4,12 @@ A split by users, not by time: nothing that a test user ever did is known to any
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m6rec.data.histories import SPLIT_CODES
 from m6rec.data.store import Dataset
 from m6rec.errors import DataError
 from m6rec.tasks.ranking_data import every_event, with_sampled_negatives
@@ -108,27 +107,21 @@ def _judged(dataset: Dataset, threshold: float | None, num_negatives: int, seed:
     histories = dataset.histories()
     if dataset.impressions is not None:
         parts = [dataset.judgements(split) for split in ("train", "valid", "test")]
-    elif threshold is None:
-        parts = [
-            with_sampled_negatives(every_event(histories, split), num_negatives, seed)
-            for split in ("train", "valid", "test")
-        ]
-    else:
-        if histories.values is None:
-            raise DataError(f"{dataset.folder} has no ratings, which a threshold is for; leave task.threshold out")
-        chosen = np.flatnonzero((histories.items >= 0) & ~np.isnan(histories.values))
-        values = histories.values[chosen]
-        times = None if histories.times is None else histories.times[chosen]
-        return histories.users[chosen], histories.items[chosen], values, values >= threshold, chosen, times
-    users, items, labels = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("users", "items", "labels")
-    )
-    if all(part.times is not None for part in parts):
-        times = np.concatenate([part.times for part in parts if part.times is not None])
+        users, items, labels, times = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("users", "items", "labels", "times")
+        )
         return users, items, labels, labels, times, times
-    # Without times the split and the place in it order a user's events.
-    numbered = zip(parts, SPLIT_CODES.values(), strict=True)
-    return users, items, labels, labels, np.concatenate([part.lengths + (code << 40) for part, code in numbered]), None
+    if threshold is None:
+        # As one period: what a user takes up later is no negative before.
+        whole = replace(histories, splits=np.zeros_like(histories.splits))
+        pairs = with_sampled_negatives(every_event(whole), num_negatives, seed)
+        return pairs.users, pairs.items, pairs.labels, pairs.labels, pairs.lengths, pairs.times
+    if histories.values is None:
+        raise DataError(f"{dataset.folder} has no ratings, which a threshold is for; leave task.threshold out")
+    chosen = np.flatnonzero((histories.items >= 0) & ~np.isnan(histories.values))
+    values, labels = histories.values[chosen], histories.values[chosen] >= threshold
+    moments = None if histories.times is None else histories.times[chosen]
+    return histories.users[chosen], histories.items[chosen], values, labels, chosen, moments
 
 
 @dataclass(frozen=True)

@@ -24,35 +24,11 @@ from torch.nn import functional as F
 from m6rec.coldstart.events import ColdBatch, Events, ItemTable
 from m6rec.errors import ConfigError
 from m6rec.nn import pooling
+from m6rec.nn.modulation import OPS, Op, modulate
 
-Operation = Literal["max", "min", "mul", "add"]
-OPERATIONS: tuple[Operation, ...] = ("max", "min", "mul", "add")
-"""In the order in which a position applies them."""
-
-# Bounds of max and min begin two units out: next to nothing is cut at first, yet gradients reach the bounds.
-MARGIN = 2.0
-
-
-def modulate(
-    operation: Operation, hidden: Float[Tensor, "users events width"], p: Float[Tensor, "users 1 width"]
-) -> Float[Tensor, "users events width"]:
-    """Apply one operation with a user's parameters.
-
-    Differs: a product is with ``1 + p`` (the public code's ``ReLU(p)`` begins near zero and kills the signal); max and
-        min begin away from zero, where the two together would leave nothing.
-
-    >>> modulate("mul", torch.full((1, 1, 1), 3.0), torch.full((1, 1, 1), 0.5)).item()
-    4.5
-    """
-    match operation:
-        case "max":
-            return torch.maximum(hidden, p - MARGIN)
-        case "min":
-            return torch.minimum(hidden, p + MARGIN)
-        case "mul":
-            return hidden * (1 + p)
-        case "add":
-            return hidden + p
+# Bounds of max and min begin two units out: little is cut at first, yet gradients reach the bounds. (At zero the two
+# together would leave nothing.)
+MARGINS: dict[Op, float] = {"max": -2.0, "min": 2.0, "mul": 0.0, "add": 0.0}
 
 
 @dataclass(frozen=True)
@@ -60,7 +36,7 @@ class Structure:
     """Which operations stand at which positions.
 
     Args:
-        gates: ``[positions][operations]`` in the order of :data:`OPERATIONS`.
+        gates: ``[positions][operations]`` in the order of :data:`OPS`.
 
     >>> print(Structure.film(2))
     mul+add | mul+add
@@ -71,17 +47,17 @@ class Structure:
     @classmethod
     def none(cls, positions: int) -> "Structure":
         """Return the predictor without any modulation."""
-        return cls(((False,) * len(OPERATIONS),) * positions)
+        return cls(((False,) * len(OPS),) * positions)
 
     @classmethod
     def everything(cls, positions: int) -> "Structure":
         """Return all operations everywhere: the supernet's."""
-        return cls(((True,) * len(OPERATIONS),) * positions)
+        return cls(((True,) * len(OPS),) * positions)
 
     @classmethod
     def film(cls, positions: int) -> "Structure":
         """Return scale and shift everywhere (FiLM, Perez et al., 1709.07871)."""
-        return cls((tuple(name in ("mul", "add") for name in OPERATIONS),) * positions)
+        return cls((tuple(name in ("mul", "add") for name in OPS),) * positions)
 
     @classmethod
     def top(cls, scores: NDArray[np.floating], number: int) -> "Structure":
@@ -93,7 +69,7 @@ class Structure:
     @classmethod
     def random(cls, positions: int, number: int, rng: np.random.Generator) -> "Structure":
         """Return ``number`` gates drawn without looking."""
-        return cls.top(rng.random((positions, len(OPERATIONS))), number)
+        return cls.top(rng.random((positions, len(OPS))), number)
 
     @property
     def size(self) -> int:
@@ -103,12 +79,12 @@ class Structure:
     @property
     def is_collapsed(self) -> bool:
         """Whether several gates are all of one operation, as when a search has found no structure at all."""
-        used = {name for row in self.gates for name, gate in zip(OPERATIONS, row, strict=True) if gate}
+        used = {name for row in self.gates for name, gate in zip(OPS, row, strict=True) if gate}
         return self.size > 1 and len(used) == 1
 
     def __str__(self) -> str:
         """Return the operations of each position."""
-        rows = ("+".join(n for n, gate in zip(OPERATIONS, row, strict=True) if gate) for row in self.gates)
+        rows = ("+".join(n for n, gate in zip(OPS, row, strict=True) if gate) for row in self.gates)
         return " | ".join(row or "-" for row in rows)
 
 
@@ -159,8 +135,8 @@ class SetEncoder(nn.Module):
     def __init__(self, width: int, hidden: int, sizes: Sequence[int]) -> None:
         super().__init__()
         self.sizes = list(sizes)
-        self.event, self.out = nn.Linear(width, hidden), nn.Linear(hidden, sum(sizes), bias=False)
-        nn.init.normal_(self.out.weight, std=0.1 / math.sqrt(hidden))
+        self.event, self.out = nn.Linear(width, hidden), nn.Parameter(torch.zeros(sum(sizes), hidden))
+        nn.init.normal_(self.out, std=0.1 / math.sqrt(hidden))
 
     def forward(
         self, events: Float[Tensor, "users events width"], keep: Bool[Tensor, "users events"]
@@ -169,7 +145,7 @@ class SetEncoder(nn.Module):
         inner = pooling.mean(F.leaky_relu(self.event(events)), keep)
         # A mean over three events says less than one over twenty.
         trust = keep.sum(1, keepdim=True) / (keep.sum(1, keepdim=True) + 3.0)
-        return self.out(inner * trust)[:, None].split(self.sizes, dim=-1)
+        return ((inner * trust) @ self.out.T)[:, None].split(self.sizes, dim=-1)
 
 
 class Modulated(nn.Module):
@@ -198,7 +174,7 @@ class Modulated(nn.Module):
             raise ConfigError(f"got {len(structure.gates)} positions in the structure, expected {config.positions}")
         self.config, self.structure = config, structure
         self.item = nn.Linear(item_width, config.embedding)
-        self.user = nn.Linear(profile_width, config.embedding)
+        self.user = nn.Linear(profile_width + 1, config.embedding)
         sizes = [2 * config.embedding, *config.widths]
         last = nn.Linear(sizes[-1], 1)
         for weight in (last.weight, last.bias):
@@ -212,7 +188,7 @@ class Modulated(nn.Module):
         self.places = [
             (position, operation)
             for position, row in enumerate(structure.gates)
-            for operation, gate in zip(OPERATIONS, row, strict=True)
+            for operation, gate in zip(OPS, row, strict=True)
             if gate
         ]
         self.encoder = SetEncoder(item_width + 1, config.hidden, [sizes[position] for position, _ in self.places])
@@ -220,10 +196,10 @@ class Modulated(nn.Module):
 
     def scores(self) -> NDArray[np.float32]:
         """Return ``[positions, operations]`` how far open each gate of a supernet is; 0 where there is none."""
-        found = np.zeros((self.config.positions, len(OPERATIONS)), dtype=np.float32)
+        found = np.zeros((self.config.positions, len(OPS)), dtype=np.float32)
         opened = torch.ones(len(self.places)) if self.gates is None else torch.sigmoid(self.gates).detach().cpu()
         for (position, operation), gate in zip(self.places, opened.tolist(), strict=True):
-            found[position, OPERATIONS.index(operation)] = gate
+            found[position, OPS.index(operation)] = gate
         return found
 
     def forward(self, table: ItemTable, batch: ColdBatch) -> Float[Tensor, "users events"]:
@@ -232,7 +208,8 @@ class Modulated(nn.Module):
         known = torch.cat([self._read(table, batch.support), (batch.support.values - level)[..., None]], dim=-1)
         parameters = self.encoder(known, batch.support.keep)
         query = batch.query
-        own = self.user(batch.profiles)[:, None].expand(-1, query.places.shape[1], -1)
+        # A column of ones beside the profile, which may have none.
+        own = self.user(F.pad(batch.profiles, (0, 1), value=1.0))[:, None].expand(-1, query.places.shape[1], -1)
         hidden = torch.cat([self.item(self._read(table, query)), own], dim=-1)
         for position, layer in enumerate(self.layers):
             hidden = self._modulated(position, hidden, parameters)
@@ -242,14 +219,13 @@ class Modulated(nn.Module):
         return query.base + level + hidden[..., 0]
 
     def _modulated(self, position: int, hidden: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        for number, (place, operation) in enumerate(self.places):
+        for number, (place, op) in enumerate(self.places):
             if place != position:
                 continue
-            changed = modulate(operation, hidden, parameters[number])
+            operand = (parameters[number] + MARGINS[op]).expand_as(hidden)
             # From what came before, so that operations build on each other; the public supernet mixes each with the
             # position's untouched input, and the last one wipes out the others.
-            gate = 1.0 if self.gates is None else torch.sigmoid(self.gates[number])
-            hidden = hidden + gate * (changed - hidden)
+            hidden = modulate(hidden, op, operand, None if self.gates is None else torch.sigmoid(self.gates[number]))
         return hidden
 
     def _rung(self, table: ItemTable, query: Events, position: int) -> Tensor | float:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from m6rec.coldstart.events import ColdBatch, ItemTable
-from m6rec.coldstart.modulation import OPERATIONS, Modulated, ModulationConfig, Structure
+from m6rec.coldstart.modulation import Modulated, ModulationConfig, Structure
+from m6rec.nn.modulation import OPS
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def closed(supernet: Modulated, structure: Structure, table: ItemTable, batches:
     kept, training = supernet.gates.clone(), supernet.training
     opened = torch.tensor(structure.gates)[
         [place for place, _ in supernet.places],
-        [OPERATIONS.index(operation) for _, operation in supernet.places],
+        [OPS.index(operation) for _, operation in supernet.places],
     ]
     supernet.gates.copy_(torch.where(opened, torch.inf, -torch.inf))
     supernet.eval()
