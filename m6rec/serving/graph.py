@@ -33,6 +33,7 @@ class Graph:
         ladder: what is given up under load, step by step.
         models: what the stages work with, for whoever composes or reports; the graph itself does not look at it.
         tiers: returns tier -> ``hits``, ``misses``, ``used_bytes``.
+        source: makes the graph anew in another process; ``None`` = its stages have to be sent there.
         close: lets models and files go, once nobody is served by it any more.
 
     Raises:
@@ -45,6 +46,7 @@ class Graph:
     version: str = "0"
     ladder: Ladder = field(default_factory=Ladder)
     models: Any = None
+    source: Callable[[], "Graph"] | None = None
     tiers: Callable[[], dict[str, Any]] = _nothing
     close: Callable[[], None] = _close
 

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
-from m6rec.api import Recommender
+from m6rec.api import Recommender, load
 from m6rec.compressors.exits import ExitingBackbone
 from m6rec.late_interaction.cache import CacheConfig
 from m6rec.late_interaction.scorer import LateScorer
@@ -100,8 +101,14 @@ def recommender_graph(recommender: Recommender, config: GraphConfig | None = Non
         tiers=lambda: _report(models),
         close=lambda: None if models.segments is None else models.segments.close(),
         models=models,
+        source=partial(reopened, tuple(str(run.folder) for run in recommender.team.runs), chosen),
     )
     return graph.planned(chosen.plans)
+
+
+def reopened(runs: Sequence[str], config: GraphConfig) -> Graph:
+    """Return the graph over runs that are opened for it, in another process than the server's."""
+    return recommender_graph(load(*runs), config)
 
 
 def version_of(recommender: Recommender) -> str:

@@ -6,6 +6,7 @@ EXECUTORS = Registry(
     "executor",
     {
         "local": "m6rec.serving.executors.local:LocalExecutor",
+        "ray": "m6rec.serving.executors.ray:RayExecutor",
     },
     group="m6rec.executors",
 )

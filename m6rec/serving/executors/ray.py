@@ -1,0 +1,261 @@
+"""The same graph with its stages on Ray Serve: a stage is a deployment, wherever the cluster has room for it.
+
+What decides (admission, deadlines, batches, joins, the ladder) is the scheduler that serves locally, in front of the
+replicas; Ray places them, watches them, replaces the dead, and makes more under load. Knows no model.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from m6rec.errors import ConfigError, MissingExtraError, OverloadedError, StageError
+from m6rec.serving.executors import EXECUTORS
+from m6rec.serving.executors.base import Answer, Executor
+from m6rec.serving.graph import Graph
+from m6rec.serving.stage import Payload, Stage, Update
+
+logger = logging.getLogger(__name__)
+_NUMBERS = itertools.count()
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Settings of :class:`RayExecutor`.
+
+    Raises:
+        ConfigError: lists every impossible value at once.
+    """
+
+    deadline_ms: float = 1000.0
+    """How long a request may take that does not say so itself; changes which requests are refused or late."""
+    here: tuple[str, ...] = ("retrieve", "filter")
+    """Stages that stay in this process: those that read a catalogue which changes. Speed and memory only."""
+    most_replicas: int = 4
+    """Replicas that a stage grows to under load; it begins with as many as its plan has workers. Speed and memory."""
+    cpus: float = 1.0
+    """Cores that Ray reserves for a replica; speed only."""
+    tries: int = 4
+    """How often a batch is sent before its requests fail, where replicas die under it."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: got {getattr(self, name)}, expected more than 0"
+            for name in ("deadline_ms", "most_replicas", "cpus", "tries")
+            if getattr(self, name) <= 0
+        ]
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+class RayExecutor:
+    """Runs a graph's stages as deployments of Ray Serve, behind a scheduler in this process.
+
+    Every replica makes the graph anew by ``graph.source`` where there is one; otherwise it is sent the stage.
+
+    Args:
+        graph: what is served.
+        config: defaults of requests, and what Ray may take.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+
+    **Differs:** batches are not made by ``serve.batch``, which knows no deadline, but by the scheduler in front.
+    """
+
+    Config = RayConfig
+    name = "ray"
+
+    def __init__(self, graph: Graph, config: RayConfig | None = None) -> None:
+        try:
+            import ray.serve  # noqa: F401 (said now, not at the first request)
+        except ImportError as error:
+            raise MissingExtraError("ray", "ray") from error
+        self.graph, self.config = graph, config or RayConfig()
+        self._stages: _Deployed | None = None
+        self._front: Executor | None = None
+
+    async def start(self) -> None:
+        """Deploy every stage, and wait until all are ready."""
+        self._stages = await asyncio.to_thread(_Deployed, self.graph, self.config)
+        front = EXECUTORS.load("local")
+        self._front = front(self._stages.graph, front.Config(deadline_ms=self.config.deadline_ms))
+        await self._front.start()
+
+    async def submit(
+        self, request: Mapping[str, Any], *, deadline_ms: float | None = None, kind: str = "recommend"
+    ) -> Answer:
+        """Return the answer to one request (see :class:`~m6rec.serving.executors.base.Executor`)."""
+        return await self._open().submit(request, deadline_ms=deadline_ms, kind=kind)
+
+    def stream(
+        self, request: Mapping[str, Any], *, deadline_ms: float | None = None, kind: str = "generate"
+    ) -> AsyncIterator[str | Answer]:
+        """Yield an answer's text in pieces, and at the end the answer whole."""
+        return self._open().stream(request, deadline_ms=deadline_ms, kind=kind)
+
+    async def swap(self, graph: Graph) -> None:
+        """Deploy another graph beside the former one, serve it, and take the former down once it is empty."""
+        front, former = self._open(), self._stages
+        self._stages = await asyncio.to_thread(_Deployed, graph, self.config)
+        self.graph = graph
+        await front.swap(self._stages.graph)
+        if former is not None:
+            await asyncio.to_thread(former.remove)
+
+    async def drain(self, timeout_s: float = 30.0) -> None:
+        """Take no more requests, finish those under way, take all deployments down."""
+        front, self._front = self._front, None
+        if front is not None:
+            await front.drain(timeout_s)
+        if self._stages is not None:
+            await asyncio.to_thread(self._stages.remove)
+            self._stages = None
+
+    def report(self) -> dict[str, Any]:
+        """Return figures as plain values (see :class:`~m6rec.serving.executors.base.Executor`)."""
+        return {"ready": False, "version": self.graph.version} if self._front is None else self._front.report()
+
+    def _open(self) -> Executor:
+        if self._front is None:
+            raise OverloadedError("the server takes no requests", 1.0)
+        return self._front
+
+
+class _Deployed:
+    """A graph whose stages are on Ray.
+
+    Args:
+        graph: with stages here.
+        config: what Ray may take.
+
+    Attributes:
+        graph: the same, each deployed stage's ``run`` a call to its replicas.
+    """
+
+    def __init__(self, graph: Graph, config: RayConfig) -> None:
+        from ray import serve
+
+        serve.start(proxy_location="Disabled")
+        prefix = f"m6rec-{next(_NUMBERS)}"
+        self.names: list[str] = []
+        stages = []
+        for stage in graph.stages:
+            if stage.kind == "inline" or stage.name in config.here or not _is_asked(graph, stage):
+                stages.append(stage)
+                continue
+            self.names.append(f"{prefix}-{stage.name}")
+            handle = serve.run(_deployment(graph, stage, config), name=self.names[-1], route_prefix=None)
+            remote = _RemoteStream(handle, config.tries) if stage.streams else _Remote(handle, config.tries)
+            stages.append(replace(stage, run=remote, kind="thread"))
+        self.graph = replace(graph, stages=tuple(stages))
+
+    def remove(self) -> None:
+        """Take all deployments down."""
+        from ray import serve
+
+        for name in self.names:
+            serve.delete(name)
+
+
+def _is_asked(graph: Graph, stage: Stage) -> bool:
+    """Whether a bare request of some kind goes through a stage; one that none does is not worth a process."""
+    rung = graph.ladder.rungs[0]
+    return any(stage.wants({"request": {}, "kind": kind, "rung": rung}) for kind in graph.kinds)
+
+
+def _deployment(graph: Graph, stage: Stage, config: RayConfig) -> Any:
+    """Return a stage as an application of Ray Serve."""
+    from ray import serve
+
+    plan = stage.plan
+    most = max(plan.workers, config.most_replicas)
+    scaling = {"min_replicas": plan.workers, "max_replicas": most, "target_ongoing_requests": 1}
+    deployment = serve.deployment(
+        Replica,
+        name=stage.name,
+        max_ongoing_requests=1,  # a batch at a time: more in one process would only share its cores
+        max_queued_requests=plan.queue_cap,
+        autoscaling_config=scaling,
+        ray_actor_options={"num_cpus": config.cpus},
+    )
+    return deployment.bind(graph.source, stage.name) if graph.source else deployment.bind(None, stage.name, stage.run)
+
+
+class Replica:
+    """What Ray keeps in a process: one stage.
+
+    Args:
+        source: makes the graph; ``None`` = the stage comes along.
+        name: of the stage.
+        run: what it does.
+    """
+
+    def __init__(self, source: Any, name: str, run: Any = None) -> None:
+        self._run = run if source is None else source().by_name[name].run
+
+    def __call__(self, payloads: list[Payload]) -> list[Update | Exception] | Exception:
+        """Return what the stage gives for a batch; an error as a value, for Ray's own have other classes."""
+        try:
+            return list(self._run(payloads))
+        except Exception as error:  # noqa: BLE001 - raised again where the batch came from
+            return error
+
+    def stream(self, payload: Payload) -> Iterator[str | Update | Exception]:
+        """Yield what the stage writes, and at the end its update."""
+        try:
+            yield from self._run(payload)
+        except Exception as error:  # noqa: BLE001 - raised again where the request came from
+            yield error
+
+
+class _Remote:
+    """A stage's ``run`` that asks the replicas, and asks again where one dies under it.
+
+    Args:
+        handle: of the deployment.
+        tries: how often, at most.
+    """
+
+    def __init__(self, handle: Any, tries: int) -> None:
+        self.handle, self.tries = handle, tries
+
+    def __call__(self, payloads: Sequence[Payload]) -> Sequence[Update | Exception]:
+        found = self._asked(list(payloads))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _asked(self, payloads: list[Payload]) -> list[Update | Exception] | Exception:
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError
+
+        for _ in range(self.tries):
+            try:
+                found: list[Update | Exception] | Exception = self.handle.remote(payloads).result()
+                return found
+            except RayActorError:
+                logger.warning("a replica of stage %s died; its batch is sent again", self.handle.deployment_name)
+            except BackPressureError as error:
+                raise OverloadedError(f"stage {self.handle.deployment_name!r} has a full queue", 1.0) from error
+        raise StageError(self.handle.deployment_name, f"lost {self.tries} replicas over one batch")
+
+
+class _RemoteStream(_Remote):
+    """The same for a stage that streams; one whose first piece is out cannot be begun again."""
+
+    def __call__(self, payload: Payload) -> Iterator[str | Update]:  # type: ignore[override]
+        from ray.exceptions import RayActorError
+
+        pieces = self.handle.options(stream=True).stream.remote(payload)
+        try:
+            for piece in pieces:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        except RayActorError as error:
+            raise StageError(self.handle.deployment_name, "lost its replica in the middle of a text") from error
+        finally:
+            pieces.cancel()
