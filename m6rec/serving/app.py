@@ -13,6 +13,7 @@ from m6rec.serving.door import Accounts, Bodies, Keys
 from m6rec.serving.executors.base import Executor
 from m6rec.serving.failures import install
 from m6rec.serving.metrics import Metrics
+from m6rec.serving.page.lazy import Beside, LazyPage
 from m6rec.serving.routes import Counter, Desk, asking, catalogue_routes, watching
 from m6rec.serving.security import Gate
 
@@ -58,6 +59,7 @@ def make_app(
     catalogue: "ServedCatalogue | None" = None,
     gate: Gate | None = None,
     config: AppConfig = AppConfig(),
+    page: LazyPage | None = None,
 ) -> FastAPI:
     """Return the server as an ASGI app.
 
@@ -66,6 +68,7 @@ def make_app(
         catalogue: of the runs that the executor serves; ``None`` = it cannot change.
         gate: lets in who has a key; ``None`` = everybody.
         config: limits.
+        page: to look at; ``None`` = there is none.
     """
     metrics = Metrics(executor.report, None if catalogue is None else catalogue.__len__)
 
@@ -75,6 +78,8 @@ def make_app(
         try:
             yield
         finally:
+            if page is not None:
+                await page.close()
             await executor.drain(config.drain_s)
             if catalogue is not None:
                 catalogue.close()
@@ -92,6 +97,8 @@ def make_app(
     app.include_router(catalogue_routes(Counter(catalogue, config.max_waiting_changes)))
     app.include_router(watching(executor, metrics))
     # The last one added is the first one met.
+    if page is not None:
+        app.add_middleware(Beside, page)
     app.add_middleware(Bodies, config.max_body_bytes, config.body_timeout_s)
     if gate is not None:
         app.add_middleware(Keys, gate)

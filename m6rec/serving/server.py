@@ -21,6 +21,8 @@ from m6rec.serving.catalogue import ServedCatalogue
 from m6rec.serving.executors import EXECUTORS
 from m6rec.serving.executors.base import Executor
 from m6rec.serving.graphs import GraphConfig, recommender_graph
+from m6rec.serving.page.lazy import LazyPage
+from m6rec.serving.page.mount import has_page, page_app
 from m6rec.serving.plan import Plan, read_plan
 from m6rec.serving.planned import with_plan
 from m6rec.serving.request_log import LoggedExecutor, RequestLogger
@@ -79,7 +81,8 @@ def open_server(config: ServerConfig) -> FastAPI:
     executor: Executor = EXECUTORS.load(config.executor)(graph)
     if config.log is not None:
         executor = LoggedExecutor(executor, RequestLogger(config.log, keep_requests=config.keep_requests))
-    return make_app(executor, catalogue, gate, config.app)
+    page = LazyPage(lambda: page_app(recommender, executor, gate)) if config.page and has_page() else None
+    return make_app(executor, catalogue, gate, config.app, page)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,0 +1,39 @@
+"""The page as an app of its own. Knows how widgets become one, not what they show."""
+
+import os
+from importlib.util import find_spec
+
+from fastapi import FastAPI
+
+from m6rec.api import Recommender
+from m6rec.serving.executors.base import Executor
+from m6rec.serving.page.lazy import PATH
+from m6rec.serving.security import Gate
+
+
+def has_page() -> bool:
+    """Whether the extra for the page is installed."""
+    return find_spec("gradio") is not None
+
+
+def page_app(recommender: Recommender, executor: Executor, gate: Gate | None = None) -> FastAPI:
+    """Return the page; where there are keys, the name and the key of one open it."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio
+
+    from m6rec.serving.page.blocks import STYLE, Page, theme
+
+    page = Page(recommender, executor)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, on_shutdown=[page.choices.close])
+    auth = None if gate is None else lambda name, key: (found := gate.who(key)) is not None and found.name == name
+    return gradio.mount_gradio_app(
+        app,
+        page.build(),
+        PATH,
+        footer_links=[],
+        run_history=False,
+        auth=auth,
+        theme=theme(),
+        css_paths=[STYLE],
+        ssr_mode=False,
+    )
