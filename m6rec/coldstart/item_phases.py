@@ -147,13 +147,21 @@ class ItemPhases:
     def _where(self, part: Part, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.flatnonzero((self.parts == ("train", "valid", "test").index(part)) & chosen)
 
-    def judge(self, part: Part, scores: NDArray[np.floating]) -> dict[str, float]:
+    def judge(
+        self, part: Part, scores: NDArray[np.floating], which: NDArray[np.integer] | None = None
+    ) -> dict[str, float]:
         """Return every metric of a score for each query; NaN where all labels are equal.
 
         Pooled AUC rises with whatever tells one item's level from another's; only within an item the scores have to
         tell who likes it.
+
+        Args:
+            part: whose queries.
+            scores: one a query.
+            which: the queries that have scores; default: all.
         """
         asked = self.rows.take(self.queries(part))
+        asked = asked if which is None else asked.take(which)
         return {
             "auc": auc(asked.labels, scores),
             "within_item_auc": uauc(asked.items, asked.labels, scores),

@@ -11,6 +11,7 @@ TASKS = Registry(
         "zeroshot": "m6rec.tasks.zeroshot:ZeroShot",
         "conversation": "m6rec.tasks.conversation:Conversation",
         "pretraining": "m6rec.tasks.pretraining:Pretraining",
+        "cold-items": "m6rec.coldstart.items:ColdItems",
         "cold-users": "m6rec.coldstart.users:ColdUsers",
     },
     group="m6rec.tasks",

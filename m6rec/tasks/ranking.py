@@ -182,6 +182,7 @@ class Ranking(Task):
         extra = (
             {
                 "labels": pairs.labels[slate.pairs].tolist(),
+                "items": pairs.items[slate.pairs].tolist(),
                 "numbers": numbers[slate.pairs].reshape(-1).tolist(),
                 "scene": 0 if pairs.scenes is None else int(pairs.scenes[slate.pairs[0]]),
             }
@@ -200,6 +201,7 @@ class Ranking(Task):
             "max_tokens": self.writer.max_tokens,
             "seed": material.seed,
             "scenes": None if material.scenes is None else plain(material.scenes.config),
+            "columns": ["labels", "items", "numbers", "scene"],
         }
         self._rows = write_trees(material.cache, trees, extra, key)
         return self._rows
