@@ -302,9 +302,10 @@ class Ranking(Task):
         size, trees, numbers = max_branches or self.config.max_branches, [], []
         for user, items in requests:
             given = self._numbers(user, items)
+            words = [record if place is None else self.catalogue.texts[place] for place, record in items]
             candidates = [
-                Candidate(item=record, statistics={name: float(given[name][row]) for name in STATISTICS})
-                for row, (_, record) in enumerate(items)
+                Candidate(item=item, statistics={name: float(given[name][row]) for name in STATISTICS})
+                for row, item in enumerate(words)
             ]
             shown = UserText(user.profile, user.context, user.events[-self.config.max_events :], user.now)
             for start in range(0, len(candidates), size):
@@ -312,9 +313,7 @@ class Ranking(Task):
                 numbers.append(features(given)[start : start + size])
         return trees, numbers
 
-    def _numbers(
-        self, user: UserText, items: Sequence[tuple[int | None, Mapping[str, Any]]]
-    ) -> dict[str, NDArray[np.float64]]:
+    def _numbers(self, user: UserText, items: Sequence[Placed]) -> dict[str, NDArray[np.float64]]:
         """Return the statistics of candidates for a user known by records alone."""
         config = StatisticsConfig(threshold=self.config.threshold, smoothing=self.config.smoothing)
         return statistics_of_request(self.item_statistics.cpu().numpy(), user.events, items, config)

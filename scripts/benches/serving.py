@@ -52,11 +52,11 @@ def run(bench: Bench) -> None:
     dataset = bench.prepare(source, "serving-log", PrepareConfig(split="temporal"))
     runs = [str(trained(bench, recipe, dataset, words)) for recipe, words in TRAINED.items()]
     log = bench.work / f"requests{'-quick' if bench.quick else ''}.json"
-    log.write_text(json.dumps(requests_of(dataset, 40 if bench.quick else None)), encoding="utf-8")
-    course = Course(runs, log, 2.0 if bench.quick else 15.0)
-    alone = bench.once("serving-alone", partial(asyncio.run, course.alone(8 if bench.quick else 40)))
-    names = ["s0q", "s4", "s5"] if bench.quick else list(CONTENDERS)
-    loads = (1.0, 3.0) if bench.quick else LOADS
+    log.write_text(json.dumps(requests_of(dataset, 8 if bench.quick else None)), encoding="utf-8")
+    course = Course(runs, log, 1.0 if bench.quick else 15.0)
+    alone = bench.once("serving-alone", partial(asyncio.run, course.alone(2 if bench.quick else 40)))
+    names = ["s0q", "s5"] if bench.quick else [name for name in CONTENDERS if name != "s6"]
+    loads = (3.0,) if bench.quick else LOADS
     points = {}
     for name in names:
         points[name] = bench.once(f"serving-{name}", partial(asyncio.run, course.contender(name, alone, loads)))
@@ -153,7 +153,7 @@ class Course:
     async def _point(
         self, line: "Line", kind: str, rate: float, start: int, alone: Mapping[str, float], no_hits: bool, rng: Any
     ) -> dict[str, Any]:
-        rows = self._rows(start, int(rate * self.seconds), no_hits)
+        rows = self._rows(start, max(4, int(rate * self.seconds)), no_hits)
         times = arrivals(kind, rate, [self.requests[row]["time"] for row in rows], rng)
         queue = max(1, int(0.9 * alone["slo_ms"] / alone["ms"]))
         await line.order({"reset": True, "queue": queue, "no_hits": no_hits})

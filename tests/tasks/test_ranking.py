@@ -116,7 +116,7 @@ class TestOnePass:
             given = {name: float(values[pair]) for name, values in statistics.items()}
             candidate = Candidate(item=task.catalogue.texts[pairs.items[pair]], statistics=given)
             tree = task.writer.tree(UserText(dataset.user_record(user), events=events), [candidate])
-            alone = task._probabilities(experiment.backbone, tree, numbers[pair : pair + 1])
+            alone = task._probabilities(experiment.backbone, [tree], [numbers[pair : pair + 1]])
             assert alone[0] == pytest.approx(scores[place], abs=1e-5)
 
     def test_batched_trees_equal_single_ones(self, ready):
