@@ -1,12 +1,13 @@
 """A plan put to work: settings of a recommender's graph, and a replay of logged requests on it. Knows no search."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
-from m6rec.errors import DataError
+from m6rec.errors import DataError, M6RecError
 from m6rec.serving.executors.base import Executor
 from m6rec.serving.executors.local import LocalConfig, LocalExecutor
 from m6rec.serving.graph import Graph
@@ -15,6 +16,9 @@ from m6rec.serving.load import Arrival, LoadReport
 from m6rec.serving.plan import Plan
 from m6rec.serving.replay import replay
 from m6rec.serving.request_log import RequestLog
+
+# How long a request may take that only warms up.
+WARM_MS = 30_000.0
 
 
 def with_plan(config: GraphConfig, plan: Plan) -> GraphConfig:
@@ -52,13 +56,16 @@ def logged_arrivals(log: RequestLog, load: float, deadline_ms: float | None) -> 
     return arrivals
 
 
-def replayed(plan: Plan, build: Callable[[Plan], Graph], arrivals: Sequence[Arrival]) -> LoadReport:
+def replayed(
+    plan: Plan, build: Callable[[Plan], Graph], arrivals: Sequence[Arrival], before: Sequence[Arrival] = ()
+) -> LoadReport:
     """Return what becomes of requests under a plan, for real, on the local executor.
 
     Args:
         plan: to try.
         build: makes the graph, models loaded and caches empty.
         arrivals: in order of time.
+        before: asked one after the other, to warm up; not counted.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
@@ -67,6 +74,9 @@ def replayed(plan: Plan, build: Callable[[Plan], Graph], arrivals: Sequence[Arri
         executor: Executor = LocalExecutor(build(plan), LocalConfig(deadline_ms=plan.deadline_ms))
         await executor.start()
         try:
+            for arrival in before:
+                with contextlib.suppress(M6RecError):
+                    await executor.submit(arrival.request, deadline_ms=WARM_MS, kind=arrival.kind)
             return await replay(executor, arrivals)
         finally:
             await executor.drain()

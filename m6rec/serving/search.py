@@ -86,14 +86,22 @@ class Judge:
     def loss(self, plan: Plan, share: float = 1.0) -> tuple[float, float, int]:
         """Return what a plan costs, smaller is better: what it loses; then CPU; then memory for answers."""
         found = self.run(plan, share)
-        lost = self.lost(found, self.log.head.ladder.rungs[0].name)
-        return lost, round(found.cpu_seconds, 3), plan.cache_bytes.get("query", 0)
+        return *loss_of(found, self.log), plan.cache_bytes.get("query", 0)
 
-    @staticmethod
-    def lost(found: LoadReport, whole: str) -> float:
-        """Return the share of requests that the whole service did not answer in time, beyond what is spared."""
-        kept = sum(rung in (whole, "cache") for rung in found.rungs) / max(1, len(found.rungs))
-        return round(max(0.0, 1 - kept - SPARED), 4)
+    def figures(self, found: LoadReport) -> dict[str, Any]:
+        """Return a report as plain values, with the share that the whole service answered."""
+        return {**found.figures(), "whole": round(whole_share(found, self.log), 5)}
+
+
+def whole_share(found: LoadReport, log: RequestLog) -> float:
+    """Return the share of requests that the whole service, or the cache, answered in time."""
+    whole = (log.head.ladder.rungs[0].name, "cache")
+    return sum(rung in whole for rung in found.rungs) / max(1, len(found.rungs))
+
+
+def loss_of(found: LoadReport, log: RequestLog) -> tuple[float, float]:
+    """Return what a run lost, beyond what is spared, and then its CPU seconds: smaller is better."""
+    return round(max(0.0, 1 - SPARED - whole_share(found, log)), 4), round(found.cpu_seconds, 3)
 
 
 @dataclass(frozen=True)
@@ -128,22 +136,23 @@ def search(logs: Sequence[RequestLog], config: SearchConfig, show: Callable[[str
     first, rest = logs[0].part(0, config.window), logs[0].part(config.window, 1)
     shares = rung_shares(first, Traffic(first).whole)
     judge, later = (Judge(log, costs, shares, config) for log in (first, rest))
-    served = served_plan(logs[0], config)
+    served = served_plan(first, config)
     drawn = [served, *(_drawn(served, judge, number) for number in range(1, config.trials))]
     best = [_trimmed(plan, judge) for plan in _halved(drawn, judge, keep, show)]
     lucky = min(drawn[1 : keep + 1], key=judge.loss)
     rows = {"served": served, "found": best[0], f"best of {keep} drawn": lucky}
     figures = {
         "costs": {str(threads): {n: cost.figures() for n, cost in own.items()} for threads, own in costs.items()},
-        "found on": {name: judge.run(plan).figures() for name, plan in rows.items()},
-        "judged on": {name: later.run(plan).figures() for name, plan in rows.items()},
+        "found on": {name: judge.figures(judge.run(plan)) for name, plan in rows.items()},
+        "judged on": {name: later.figures(later.run(plan)) for name, plan in rows.items()},
     }
     return Found(tuple(best), figures)
 
 
 def served_plan(log: RequestLog, config: SearchConfig) -> Plan:
-    """Return the plan that a log was served by."""
-    stages = {stage.name: stage.plan for stage in log.head.stages if stage.kind != "inline"}
+    """Return the plan that a log was served by, of the stages that its requests went through."""
+    seen = {name for logged in log.requests for name in logged.stages}
+    stages = {stage.name: stage.plan for stage in log.head.stages if stage.name in seen}
     deadline = config.deadline_ms or float(np.median([logged.deadline_ms for logged in log.requests]))
     return Plan(deadline_ms=deadline, threads=log.head.threads, stages=stages, cache_bytes=_split(log, config, 1.0))
 
