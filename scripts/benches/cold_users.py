@@ -1,0 +1,214 @@
+"""New users on MovieLens latest-small: how well is a user known after no event, one, two, five, ten and twenty?
+
+A fifth of the users is tested on and a tenth chosen by; nobody else's model ever saw them. Each one's first twenty
+ratings are support, in time order; what is asked is what she rated next, the same at every support size. Rating of 4 or
+more is a yes. The closed forms come first, for a gain in pooled AUC may be no more than the user's level.
+"""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benches.harness import Bench, console
+from numpy.typing import NDArray
+from rich.table import Table
+
+from m6rec.assemble import build
+from m6rec.coldstart.events import ColdBatch
+from m6rec.coldstart.meta import TwoStage
+from m6rec.coldstart.online import Online
+from m6rec.coldstart.support import curve
+from m6rec.coldstart.users import ColdUsers
+from m6rec.data.prepare import PrepareConfig
+from m6rec.data.sources.movielens import LatestSmall
+from m6rec.data.store import Dataset
+
+NUDGED = "task.method=modulation"
+ARMS: dict[str, tuple[str, ...]] = {
+    "two_stage": (),
+    "two_stage_first_order": ("task.two_stage.second_order=false",),
+    "two_stage_adapter": ("task.two_stage.part=adapter",),
+    **{f"coldnas_{name}": (NUDGED, f"task.modulation.structure={name}") for name in ("none", "film", "all", "random")},
+    "coldnas_searched": (NUDGED,),
+    "coldnas_ladder_film": (NUDGED, "task.modulation.predictor=ladder", "task.modulation.structure=film"),
+    "coldnas_ladder_searched": (NUDGED, "task.modulation.predictor=ladder"),
+}
+SHOWN = ("within_user_auc", "auc", "ndcg@10", "mse")
+RIDGES = (10.0, 30.0, 100.0, 300.0, 1000.0)
+Curve = dict[int, dict[str, float]]
+
+
+def run(bench: Bench) -> None:
+    source = LatestSmall(LatestSmall.Config(path=str(bench.folder("ml-latest-small"))))
+    dataset = bench.prepare(source, "cold-users-data", PrepareConfig())
+    found = [bench.once(f"cold-users-{seed}", partial(one_seed, bench, dataset, seed)) for seed in range(bench.seeds)]
+    values: dict[str, list[float]] = {}
+    for each in found:
+        for name, value in figures(each["curves"]).items():
+            values.setdefault(name, []).append(value)
+    bench.average(values)
+    bench.details["seeds"] = found
+    bench.protocol = {"data": dataset.manifest.card(), "users": found[0]["users"], "yes": "rating >= 4"}
+    show(found)
+    if bench.json:
+        draw(found, bench.json.with_name(f"{bench.json.stem}-support.png"))
+
+
+def one_seed(bench: Bench, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """Return every arm's curve, and what the searches found."""
+    curves, notes = {}, {}
+    for arm, words in ARMS.items():
+        part = bench.once(f"cold-users-{seed}-{arm}", partial(one_arm, bench, dataset, seed, arm, words))
+        curves |= part["curves"]
+        notes |= part["notes"]
+    return {"curves": curves, "notes": notes, "users": part["users"]}
+
+
+def one_arm(bench: Bench, dataset: Dataset, seed: int, arm: str, words: tuple[str, ...]) -> dict[str, Any]:
+    """Train one arm; the first one also gives the rows that need no training of its kind."""
+    words = ("task.threshold=4", *words, *(["backbone.name=foundation"] if bench.quick else []))
+    share_states(bench.work, arm, seed)
+    experiment = bench.train("cold-users", dataset, f"cold-users-{arm}", seed, words)
+    task = experiment.task
+    assert isinstance(task, ColdUsers)
+    curves = {arm: curve_of(task, partial(task.predictions, "test"))}
+    if arm == "two_stage":
+        curves |= stages(task) | closed_forms(task)
+        # Directions from joint training of all users that are learnt from; nothing but the inner loop at the test.
+        untrained = build(experiment.recipe).task
+        assert isinstance(untrained, ColdUsers)
+        curves["joint_finetuned"] = curve_of(untrained, partial(untrained.predictions, "test"))
+    notes = {}
+    if task.found is not None:
+        structure = task.found.structure
+        notes[arm] = {"structure": str(structure), "collapsed": structure.is_collapsed, "gates": task.found.gates}
+    return {
+        "curves": curves,
+        "notes": notes,
+        "users": {part: len(task.users(part)) for part in ("train", "valid", "test")},
+    }
+
+
+def share_states(work: Path, arm: str, seed: int) -> None:
+    """Lay the catalogue's states, once read, where the next run looks for them."""
+    folder = work / f"cold-users-{arm}-{seed}" / "cache"
+    for path in work.glob("cold-users-*/cache/states-*.safetensors"):
+        if path.parent != folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / path.name)
+
+
+def curve_of(task: ColdUsers, predict: Callable[[int], NDArray[np.floating]], part: str = "test") -> Curve:
+    return curve(predict, task.users(part), task.config.protocol)
+
+
+def scored(task: ColdUsers, part: str, size: int, score: Callable[[ColdBatch], torch.Tensor]) -> NDArray[np.float32]:
+    """Return what ``score`` says of the queries, in stars."""
+    mean, scale = task.known.units.tolist()
+    with torch.no_grad():
+        found = [score(batch)[batch.query.keep] for batch in task.asked(part, size)]
+    return (torch.cat(found) * scale + mean).float().numpy()
+
+
+def stages(task: ColdUsers) -> dict[str, Curve]:
+    """Return the trained model without its events (the offline stage alone), and with them one by one (online)."""
+    model, table = task.predictor, task.known.table
+    assert isinstance(model, TwoStage)
+    online = Online(model, table)
+
+    def offline_alone(batch: ColdBatch) -> torch.Tensor:
+        return model.predict(table, batch.query, model.prior(batch.profiles))
+
+    def one_by_one(batch: ColdBatch) -> torch.Tensor:
+        return online.predict(online.observe(online.newcomers(batch.profiles), batch.support), batch.query)
+
+    arms = {"two_stage_offline": offline_alone, "two_stage_online": one_by_one}
+    return {arm: curve_of(task, partial(scored, task, "test", score=score)) for arm, score in arms.items()}
+
+
+def closed_forms(task: ColdUsers) -> dict[str, Curve]:
+    """Return the rows without any training; the ridge's strength is chosen on validation users."""
+    scores = {"item_mean": lambda batch: batch.query.base, "closed_form": level}
+    found = {name: curve_of(task, partial(scored, task, "test", score=score)) for name, score in scores.items()}
+
+    def loss(strength: float) -> float:
+        valid = curve_of(task, partial(scored, task, "valid", score=partial(ridge, task, strength)), "valid")
+        return float(np.mean([row["mse"] for row in valid.values()]))
+
+    best = min(RIDGES, key=loss)
+    return found | {"ridge": curve_of(task, partial(scored, task, "test", score=partial(ridge, task, best)))}
+
+
+def level(batch: ColdBatch, strength: float = 5.0) -> torch.Tensor:
+    """Item's level plus the user's own, shrunk."""
+    support = batch.support
+    missed = ((support.values - support.base) * support.keep).sum(1)
+    return batch.query.base + (missed / (strength + support.num_kept))[:, None]
+
+
+def ridge(task: ColdUsers, strength: float, batch: ColdBatch) -> torch.Tensor:
+    """The closed form, and a ridge regression of each user's own from text and attributes to what it leaves."""
+    table, support = task.known.table, batch.support
+    centre = table.features(torch.arange(len(task.catalogue))).mean(0)
+
+    def inputs(events: Any) -> torch.Tensor:
+        own = (table.features(events.places) - centre) / strength**0.5
+        ones = torch.full((*own.shape[:2], 1), 5.0**-0.5)
+        return torch.cat([ones, own], dim=-1) * events.keep[..., None]
+
+    known, asked = inputs(support), inputs(batch.query)
+    kernel = known @ known.mT + torch.eye(known.shape[1])
+    left = (support.values - support.base) * support.keep
+    return batch.query.base + (asked @ known.mT @ torch.linalg.solve(kernel, left[..., None]))[..., 0]
+
+
+def figures(curves: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Return what is claimed, and every arm's ends."""
+    found = {}
+    for arm, rows in curves.items():
+        for size in rows:
+            for metric in SHOWN:
+                found[f"{arm}_{metric}_at_{size}"] = rows[size][metric]
+    for size in curves["two_stage"]:
+        own = curves["two_stage"][size]["within_user_auc"]
+        for rival in ("closed_form", "ridge", "joint_finetuned"):
+            found[f"within_user_minus_{rival}_at_{size}"] = own - curves[rival][size]["within_user_auc"]
+    for predictor in ("", "ladder_"):
+        rival = "random" if not predictor else "ladder_film"
+        searched, other = (curves[f"coldnas_{name}"]["20"]["mse"] for name in (f"{predictor}searched", rival))
+        found[f"{predictor}searched_minus_{rival}_mse_at_20"] = searched - other
+    return found
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    """Print the mean curves."""
+    for metric in SHOWN:
+        sizes = list(found[0]["curves"]["two_stage"])
+        table = Table(metric, *(f"after {size}" for size in sizes), box=None)
+        for arm in found[0]["curves"]:
+            means = [np.mean([each["curves"][arm][size][metric] for each in found]) for size in sizes]
+            table.add_row(arm, *(f"{value:.4f}" for value in means))
+        console.print(table)
+    for each in found:
+        console.print(each["notes"])
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Draw the figures within users against the support size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=160)
+    axes = figure.add_subplot()
+    for arm in ("closed_form", "ridge", "joint_finetuned", "two_stage", "coldnas_searched", "coldnas_film"):
+        sizes = list(found[0]["curves"][arm])
+        means = [np.mean([each["curves"][arm][size]["within_user_auc"] for each in found]) for size in sizes]
+        axes.plot(sizes, means, marker="o", label=arm.replace("_", " "))
+    axes.set(xlabel="known events of the user", ylabel="AUC within users", title="users who were never seen")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
