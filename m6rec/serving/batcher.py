@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from m6rec.serving.queues import StageQueue
 from m6rec.serving.stage import Event
 
@@ -14,7 +16,8 @@ class CostModel:
     """Seconds of a batch by its size, ``cost(n) = a + b n``, fitted as batches are seen.
 
     Least squares with exponentially fading weights. As long as all batches were of one size, all of it counts as ``b``:
-    an unknown gain of batching is not counted on.
+    an unknown gain of batching is not counted on. The first batch, which pays for whatever is loaded at first use,
+    counts until there is a second.
 
     Attributes:
         base: ``a``, seconds a batch.
@@ -24,12 +27,13 @@ class CostModel:
 
     def __init__(self) -> None:
         self.base = self.each = self.spread = 0.0
-        self._weight = self._n = self._t = self._nn = self._nt = self._error = 0.0
+        # Of 1, n, t, n^2 and n t, over the batches seen; and of the squared errors.
+        self._sums, self._error, self._num_batches = np.zeros(5), 0.0, 0
 
     @property
     def is_known(self) -> bool:
         """Whether a batch has been seen."""
-        return self._weight > 0
+        return self._num_batches > 0
 
     def cost(self, size: float) -> float:
         """Return the seconds that a batch is expected to take."""
@@ -41,28 +45,23 @@ class CostModel:
 
     def saw(self, size: float, seconds: float) -> None:
         """Take a batch into the fit."""
-        if self.is_known:
+        self._num_batches += 1
+        if self._num_batches == 2:
+            self._sums, self._error = np.zeros(5), 0.0
+        elif self.is_known:
             self._error = MEMORY * self._error + (1 - MEMORY) * (seconds - self.cost(size)) ** 2
-            self.spread = math.sqrt(self._error)
-        self._weight = MEMORY * self._weight + 1
-        self._n = MEMORY * self._n + size
-        self._t = MEMORY * self._t + seconds
-        self._nn = MEMORY * self._nn + size * size
-        self._nt = MEMORY * self._nt + size * seconds
+        self.spread = math.sqrt(self._error)
+        self._sums = MEMORY * self._sums + (1.0, size, seconds, size * size, size * seconds)
         self._fit()
 
     def _fit(self) -> None:
-        mean, seconds = self._n / self._weight, self._t / self._weight
-        variance = self._nn / self._weight - mean * mean
-        through_zero = self._nt / max(self._nn, 1e-12)
-        if variance <= 1e-6 * max(1.0, mean * mean):
-            self.base, self.each = 0.0, through_zero
-            return
-        slope = (self._nt / self._weight - mean * seconds) / variance
-        self.each = max(0.0, slope)
-        self.base = seconds - self.each * mean
-        if self.base < 0:
-            self.base, self.each = 0.0, through_zero
+        size, seconds, squares, products = (self._sums[1:] / self._sums[0]).tolist()
+        variance, through_zero = squares - size * size, products / max(squares, 1e-12)
+        self.base, self.each = 0.0, through_zero
+        if variance > 1e-6 * max(1.0, size * size):
+            slope = max(0.0, (products - size * seconds) / variance)
+            if seconds >= slope * size:
+                self.base, self.each = seconds - slope * size, slope
 
 
 @dataclass(frozen=True)

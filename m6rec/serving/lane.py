@@ -65,6 +65,11 @@ class Lane:
         return len(self._hung) > self.stage.plan.spares
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing is here."""
+        return not self.running and not len(self.queue)
+
+    @property
     def is_overfull(self) -> bool:
         """Whether events stand before a full queue."""
         return bool(self._before)

@@ -169,11 +169,14 @@ class Scheduler:
         """Let an event into the pipeline on the best rung that is in time, or refuse it."""
         event, rungs, wait = ticket.event, self.graph.ladder.rungs, 0.0
         allowed = self.graph.ladder.config.admit * (event.deadline - now)
-        for number in range(event.rung, len(rungs)):
+        start = event.rung
+        for number in range(start, len(rungs)):
             event.rung, event.payload["rung"] = number, rungs[number]
             path = self.graph.path(event.payload)
             wait = self._time_for(event.payload, path, now)
-            if self._has_room(path) and wait <= allowed:
+            # What nobody else waits for may try in any case: or a cost that was once too high would never be seen anew.
+            is_free = number == start and all(self.lanes[stage.name].is_idle for stage in path)
+            if self._has_room(path) and (wait <= allowed or is_free):
                 self._advance(event, now)
                 return
         stuck = next((lane.stage.name for lane in self.lanes.values() if lane.is_dead), None)

@@ -81,6 +81,22 @@ def test_what_cannot_be_in_time_is_refused_and_told_when_to_come_again():
     assert all(course.at[number] - 0.5 <= 0.35 for number in (1, 2, 3))
 
 
+def test_a_cost_that_was_once_too_high_does_not_shut_the_door_for_ever():
+    course = Course(line(max_batch=1), work=lambda size: course.costs_next.pop(0))
+    course.costs_next = [20.0, *[0.1] * 50]
+    course.ask(0, deadline=30)
+    course.until(21)
+    for number in range(1, 4):
+        course.ask(number, deadline=0.5)
+    course.until(22)
+    assert course.answers[1]["items"][0] == 1  # nothing else was there
+    assert isinstance(course.answers[2], OverloadedError)
+    for number in range(4, 7):
+        course.ask(number, deadline=0.5)
+    course.until(23)
+    assert [course.answers[number]["items"][0] for number in range(4, 7)] == [4, 5, 6]
+
+
 def test_inside_a_slow_stage_holds_back_the_one_before_and_loses_nothing():
     stages = (
         Stage("fast", adding("a"), plan=StagePlan(max_batch=2, queue_cap=50)),
@@ -372,14 +388,16 @@ def test_everybody_is_told_when_the_server_gives_up():
 
 def test_the_report_has_every_figure():
     course = Course(line(max_batch=2), work=linear(0.01, 0.01))
+    course.ask(9)
+    course.until(0.5)
     for number in range(5):
         course.ask(number)
     course.until(1)
     report = course.scheduler.report()
-    assert report["requests"]["answered"] == 5
-    assert report["rungs"] == {"full": 5}
+    assert report["requests"]["answered"] == 6
+    assert report["rungs"] == {"full": 6}
     work = report["stages"]["work"]
-    assert work["batches"] == {1: 1, 2: 2}
+    assert work["batches"] == {1: 2, 2: 2}
     assert work["cost_ms"] == {"base": pytest.approx(10), "each": pytest.approx(10)}
-    assert (work["done"], work["queued"], work["running"]) == (5, 0, 0)
+    assert (work["done"], work["queued"], work["running"]) == (6, 0, 0)
     assert 0 < work["wait_ms"]["p50"] <= work["wait_ms"]["p99"]
