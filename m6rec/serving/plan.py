@@ -28,7 +28,7 @@ class Plan:
     format: int = FORMAT
     """Of the file; others than this one are refused."""
     deadline_ms: float = 1000.0
-    """How long a request may take that does not say so itself; changes which requests are refused or late."""
+    """How long a request had for which the plan was made; what a server allows is its own setting."""
     threads: int = 1
     """Of torch, for each batch; speed only."""
     stages: Mapping[str, StagePlan] = field(default_factory=dict)

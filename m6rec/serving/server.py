@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # its stubs would be one more package
+import torch
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -68,7 +69,8 @@ def open_server(config: ServerConfig) -> FastAPI:
     Raises:
         M6RecError: a run, plan, journal or key file that cannot be used.
     """
-    plan = Plan() if config.plan is None else read_plan(config.plan)
+    plan = Plan(threads=torch.get_num_threads()) if config.plan is None else read_plan(config.plan)
+    torch.set_num_threads(plan.threads)
     gate = None if config.api_keys is None else Gate(read_keys(config.api_keys))
     recommender = load(*config.runs, index=config.index)
     catalogue = None
@@ -80,7 +82,8 @@ def open_server(config: ServerConfig) -> FastAPI:
     graph = recommender_graph(recommender, with_plan(GraphConfig(), plan))
     executor: Executor = EXECUTORS.load(config.executor)(graph)
     if config.log is not None:
-        executor = LoggedExecutor(executor, RequestLogger(config.log, keep_requests=config.keep_requests))
+        log = RequestLogger(config.log, keep_requests=config.keep_requests, threads=plan.threads)
+        executor = LoggedExecutor(executor, log)
     page = LazyPage(lambda: page_app(recommender, executor, gate)) if config.page and has_page() else None
     return make_app(executor, catalogue, gate, config.app, page)
 

@@ -31,8 +31,8 @@ class RayConfig:
 
     deadline_ms: float = 1000.0
     """How long a request may take that does not say so itself; changes which requests are refused or late."""
-    here: tuple[str, ...] = ("retrieve", "filter")
-    """Stages that stay in this process: those that read a catalogue which changes. Speed and memory only."""
+    here: tuple[str, ...] = ("encode", "retrieve", "filter")
+    """Stages that stay in this process: those that read a catalogue which changes, for a replica has it as it was."""
     most_replicas: int = 4
     """Replicas that a stage grows to under load; it begins with as many as its plan has workers. Speed and memory."""
     cpus: float = 1.0

@@ -47,11 +47,14 @@ def test_the_recommenders_own_graph_answers_alike_on_both(ray_cluster, retrieval
     from m6rec.serving.executors.ray import RayConfig, RayExecutor
     from m6rec.serving.graphs import GraphConfig, TierConfig, recommender_graph
 
-    graph = recommender_graph(m6rec.load(retrieval_run, ranking_run), GraphConfig(tiers=TierConfig(query_bytes=0)))
-    histories = ["red shirt; blue lamp", [], [{"item": "g05", "verb": "buy", "time": 1_600_000_000}], ["a new thing"]]
+    recommender = m6rec.load(retrieval_run, ranking_run)
+    graph = recommender_graph(recommender, GraphConfig(tiers=TierConfig(query_bytes=0)))
+    histories = ["red shirt; blue lamp", [], [{"item": "g05", "verb": "buy", "time": 1_600_000_000}], ["new-1", "g01"]]
+    hosts = [Host(LocalExecutor(graph)), Host(RayExecutor(graph, RayConfig(most_replicas=1, cpus=0.1)))]
+    recommender.catalog.add([{"id": "new-1", "title": "a soft lamp"}])  # the replicas stand already
     found = []
-    for executor in (LocalExecutor(graph), RayExecutor(graph, RayConfig(most_replicas=1, cpus=0.1))):
-        host = Host(executor)
+    for host in hosts:
+        executor = host.executor
         asking = [executor.submit({"history": each, "k": 5}, deadline_ms=60_000) for each in histories]
         found.append([answer["items"] for answer in host.run(_all(asking))])
         host.close()
