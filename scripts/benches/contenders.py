@@ -23,6 +23,8 @@ from m6rec.serving.executors.local import LocalExecutor
 from m6rec.serving.graph import Graph
 from m6rec.serving.graphs import GraphConfig, TierConfig, recommender_graph, warm
 from m6rec.serving.plan import read_plan
+from m6rec.serving.planned import with_plan
+from m6rec.serving.request_log import LoggedExecutor, RequestLogger
 from m6rec.serving.stage import StagePlan
 
 K = 10
@@ -126,7 +128,7 @@ class Server:
     async def reset(self, order: dict[str, Any]) -> dict[str, Any]:
         """Begin with empty query caches, warm hot set and idle queues."""
         config = self.contender.config
-        if isinstance(self.target, LocalExecutor):
+        if self.target is not None and config is not None:
             await self.target.drain(5)
         if config is None:
             self._without_store()
@@ -135,13 +137,14 @@ class Server:
         if order.get("no_hits"):
             config = replace(config, tiers=replace(config.tiers, query_bytes=0))
         if order.get("plan"):
-            config = replace(config, plans=read_plan(order["plan"]).stages)
+            config = with_plan(config, read_plan(order["plan"]))
         graph: Graph = recommender_graph(self.recommender, config)
         if self.contender.keeps_segments:
             await asyncio.to_thread(warm, graph, self.log["before"])
         else:
             self._without_store()
-        self.target = LocalExecutor(graph)
+        executor = LocalExecutor(graph)
+        self.target = LoggedExecutor(executor, RequestLogger(order["log"])) if order.get("log") else executor
         await self.target.start()
         return {}
 

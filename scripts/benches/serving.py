@@ -14,7 +14,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,14 @@ from m6rec.data.sources.movielens import LatestSmall
 from m6rec.data.store import Dataset
 from m6rec.runs import CARD_FILE
 from m6rec.serving.load import poisson
+from m6rec.serving.plan import Plan, write_plan
+from m6rec.serving.request_log import read_log
+from m6rec.serving.search import SearchConfig, search
 
 LOADS = (0.5, 1.0, 2.0, 3.0, 6.0)
 EVENTS, WARM, LAST = 24, 200, 0.2
 BURST, BURST_S = 3.0, 2.0
+PLANNED_LOAD = 2.0
 # The time that a request has, in times that it takes the synchronous server alone.
 SLO = 5.0
 TRAINED = {
@@ -54,12 +57,15 @@ def run(bench: Bench) -> None:
     log = bench.work / f"requests{'-quick' if bench.quick else ''}.json"
     log.write_text(json.dumps(requests_of(dataset, 8 if bench.quick else None)), encoding="utf-8")
     course = Course(runs, log, 1.0 if bench.quick else 15.0)
-    alone = bench.once("serving-alone", partial(asyncio.run, course.alone(2 if bench.quick else 40)))
-    names = ["s0q", "s5"] if bench.quick else [name for name in CONTENDERS if name != "s6"]
-    loads = (3.0,) if bench.quick else LOADS
-    points = {}
-    for name in names:
-        points[name] = bench.once(f"serving-{name}", partial(asyncio.run, course.contender(name, alone, loads)))
+    alone = bench.once("serving-alone", lambda: asyncio.run(course.alone(2 if bench.quick else 40)))
+    loads, points, plan = (3.0,) if bench.quick else LOADS, {}, bench.work / "serving-plan.yaml"
+    for name in ("s0q", "s5") if bench.quick else CONTENDERS:
+        if name == "s6" and not plan.is_file():
+            write_plan(found_plan(course, alone, bench.work / "serving-log.jsonl"), plan)
+        given = {"plan": str(plan)} if name == "s6" else {}
+        points[name] = bench.once(
+            f"serving-{name}", lambda name=name, given=given: asyncio.run(course.contender(name, alone, loads, given))
+        )
         show(name, points[name])
     bench.figures |= {"sync_ms": alone["ms"], "slo_ms": alone["slo_ms"], **figures_of(points)}
     bench.details |= {"points": points, "alone": alone, "cores": sorted(os.sched_getaffinity(0))}
@@ -77,6 +83,14 @@ def trained(bench: Bench, recipe: str, dataset: Dataset, words: Sequence[str]) -
     if not (out / CARD_FILE).is_file():
         bench.train(recipe, dataset, f"serving-{recipe}", 0, words)
     return out
+
+
+def found_plan(course: "Course", alone: Mapping[str, float], log: Path) -> Plan:
+    """Return the plan for S5's log, of other requests than those that it is judged on."""
+    log.unlink(missing_ok=True)
+    asyncio.run(course.logged("s5", alone, PLANNED_LOAD, log))
+    config = SearchConfig(deadline_ms=alone["slo_ms"], trials=16)
+    return search([read_log(log)], config, console.print).plans[0]
 
 
 def requests_of(dataset: Dataset, most: int | None) -> dict[str, Any]:
@@ -132,7 +146,15 @@ class Course:
         mean = float(np.mean(took[2:]))
         return {"ms": 1000 * mean, "rate": 1 / mean, "slo_ms": 1000 * SLO * mean}
 
-    async def contender(self, name: str, alone: Mapping[str, float], loads: Sequence[float]) -> list[dict[str, Any]]:
+    async def logged(self, name: str, alone: Mapping[str, float], load: float, log: Path) -> None:
+        """Write the request log of a contender at one load, from the second half of the requests."""
+        async with Line(self, name) as line:
+            start, rng = len(self.requests) // 2, np.random.default_rng(1)
+            await self._point(line, "poisson", load * alone["rate"], start, alone, False, rng, {"log": str(log)})
+
+    async def contender(
+        self, name: str, alone: Mapping[str, float], loads: Sequence[float], given: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
         """Return what becomes of the requests at each load, then in bursts, and as the log itself has them."""
         rng, rate = np.random.default_rng(0), alone["rate"]
         plans: list[tuple[str, float, bool]] = [("poisson", load, False) for load in loads]
@@ -141,22 +163,30 @@ class Course:
         found, start = [], 0
         async with Line(self, name) as line:
             for kind, load, no_hits in plans:
-                point = await self._point(line, kind, load * rate, start, alone, no_hits, rng)
+                point = await self._point(line, kind, load * rate, start, alone, no_hits, rng, given)
                 found.append({"kind": kind, "load": load, "no_hits": no_hits, **point})
                 start += point["offered_requests"]
             if name in ("s5", "s6"):
                 best = max(point["goodput"] for point in found if not point["no_hits"])
-                point = await self._point(line, "poisson", 3 * best, start, alone, False, rng)
+                point = await self._point(line, "poisson", 3 * best, start, alone, False, rng, given)
                 found.append({"kind": "overload", "load": 3 * best / rate, "no_hits": False, **point})
         return found
 
     async def _point(
-        self, line: "Line", kind: str, rate: float, start: int, alone: Mapping[str, float], no_hits: bool, rng: Any
+        self,
+        line: "Line",
+        kind: str,
+        rate: float,
+        start: int,
+        alone: Mapping[str, float],
+        no_hits: bool,
+        rng: np.random.Generator,
+        given: Mapping[str, Any],
     ) -> dict[str, Any]:
         rows = self._rows(start, max(4, int(rate * self.seconds)), no_hits)
         times = arrivals(kind, rate, [self.requests[row]["time"] for row in rows], rng)
         queue = max(1, int(0.9 * alone["slo_ms"] / alone["ms"]))
-        await line.order({"reset": True, "queue": queue, "no_hits": no_hits})
+        await line.order({"reset": True, "queue": queue, "no_hits": no_hits, **given})
         for number in range(4):  # so that every stage has been seen before the clock starts
             await line.ask(-1 - number, -1 - number, 60_000)
         before = await line.order({"used": True})
@@ -329,12 +359,11 @@ def figures_of(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, f
 
 
 def show(name: str, points: Sequence[Mapping[str, Any]]) -> None:
-    columns = ("load", "offered", "goodput", "whole", "p50", "p95", "p99", "CPU-ms", "NDCG@10", "rungs", "errors")
+    columns = ("load", "offered", "good", "whole", "p50", "p99", "CPU-ms", "NDCG")
     table = Table(*columns, box=None, title=CONTENDERS[name].says, title_justify="left")
     for p in points:
-        load = f"{p['kind']} {p['load']:.1f}{', no hits' if p['no_hits'] else ''}"
-        numbers = (p["offered"], p["goodput"], p["goodput_whole"], p["p50_ms"], p["p95_ms"], p["p99_ms"])
-        made = " ".join(f"{rung}:{count}" for rung, count in p["rungs"].items())
-        lost = " ".join(f"{error}:{count}" for error, count in p["errors"].items())
-        table.add_row(load, *(f"{n:.1f}" for n in (*numbers, p["cpu_ms_a_request"])), f"{p['ndcg']:.4f}", made, lost)
+        load = f"{p['kind']} {p['load']:.1f}{' no hits' if p['no_hits'] else ''}"
+        numbers = (p["offered"], p["goodput"], p["goodput_whole"], p["p50_ms"], p["p99_ms"], p["cpu_ms_a_request"])
+        table.add_row(load, *(f"{number:.1f}" for number in numbers), f"{p['ndcg']:.3f}")
+        table.add_row("", " ".join(f"{what} {count}" for what, count in {**p["rungs"], **p["errors"]}.items()))
     console.print(table)
