@@ -1,22 +1,31 @@
 """A student and its teachers, whole: every source of labels gives the same weights, and no death changes any."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from m6rec import distilling
 from m6rec.assemble import build, open_run, train_run
+from m6rec.compression import compress_run
+from m6rec.config import plain
 from m6rec.distillation.executors.local import LocalExecutor
 from m6rec.distilling import open_teacher, taught, train, version_of
 from m6rec.errors import ConfigError, DistillationError
 from m6rec.recipe import read_recipe
 from tests.little_shop import SMALL
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 @pytest.fixture
@@ -221,3 +230,64 @@ class TestOtherTasks:
         more = [f"distillation={{teacher: {tmp_path / 'teacher'}, source: elastic, top_k: 8}}", "seed=1"]
         _, result = train(read_recipe("title", [f"out={tmp_path / 'run'}", *words, *more]))
         assert result.history[0]["figures"]["taught"] > 0
+
+
+def test_a_compressor_is_taught_by_the_run_it_compresses(ranking_run, near, tmp_path):
+    words = [f"out={tmp_path / 'shared'}", "groups=1", "distil=false", "training.max_steps=2", "training.log_every=1"]
+    compress_run(ranking_run, "share", [*words, "distillation.source=elastic"])
+    lines = [json.loads(line) for line in (tmp_path / "shared" / "train_log.jsonl").read_text().splitlines()]
+    assert all(line["figures"]["taught"] > 0 for line in lines if "loss" in line)
+    told = yaml.safe_load((tmp_path / "shared" / "recipe.yaml").read_text())
+    assert told["distillation"]["teacher"] == str(ranking_run)
+
+
+def test_every_exit_is_taught(student, near):
+    _, result = train(student("run", "backbone.layers=3", "exits={}"))
+    assert {"loss_1", "loss_2", "taught"} <= set(result.history[0]["figures"])
+
+
+@pytest.mark.slow
+class TestScripts:
+    """The student as a shell runs it: killed and gone on with, in two processes, with a teacher served elsewhere."""
+
+    @pytest.fixture
+    def run(self, student, tmp_path):
+        def run(name, *words, launch=()):
+            recipe = tmp_path / f"{name}.yaml"
+            recipe.write_text(yaml.safe_dump(plain(student(name, *words))))
+            command = [sys.executable, *launch, str(SCRIPTS / "train.py"), str(recipe), "--resume"]
+            return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+        return run
+
+    def finish(self, process):
+        said = process.communicate(timeout=250)[1]
+        assert process.returncode == 0, said[-3000:]
+
+    def test_a_killed_student_goes_on_as_if_nothing_had_happened(self, run, tmp_path):
+        words = ["training.save_every=1", "training.max_steps=6"]
+        self.finish(run("alone", *words))
+        process, log = run("killed", *words), tmp_path / "killed" / "train_log.jsonl"
+        while process.poll() is None and not (log.is_file() and log.read_text().count("\n") > 1):
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        self.finish(run("killed", *words))
+        assert_equal_weights(tmp_path / "alone", tmp_path / "killed")
+
+    def test_two_processes_share_the_teachers(self, run, tmp_path):
+        launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+        self.finish(run("two", "distillation.teachers=[local, local]", launch=launch))
+        assert sorted(path.name for path in (tmp_path / "two").glob("teachers*")) == [
+            "teachers-0-1.txt",
+            "teachers.txt",
+        ]
+
+    def test_a_served_teacher_teaches(self, run, ranking_run, tmp_path):
+        command = [sys.executable, str(SCRIPTS / "serve_teacher.py"), str(ranking_run), "--port", "0"]
+        with subprocess.Popen([*command, "--precision", "fp32"], stdout=subprocess.PIPE, text=True) as server:
+            address = server.stdout.readline().split()[-1]
+            self.finish(run("far", f"distillation.teachers=['{address}']"))
+            server.kill()
+        self.finish(run("near"))
+        assert_equal_weights(tmp_path / "far", tmp_path / "near")

@@ -81,6 +81,12 @@ def test_indexes(name):
     assert isinstance(plugin("indexes", name)(**GIVEN), Index)
 
 
+@pytest.mark.parametrize("name", list(cli.open_shelf("teachers")))
+def test_teachers(name):
+    kind = plugin("teachers", name)
+    assert all(callable(getattr(kind, verb)) for verb in ("open", "label", "close"))
+
+
 @pytest.mark.parametrize("name", list(cli.open_shelf("tasks")))
 def test_tasks(name):
     kind = plugin("tasks", name)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from m6rec.backbones.create import create_model, prune_model, save_backbone
+from m6rec.backbones.create import create_model, keep_layers, prune_model, save_backbone
 from m6rec.backbones.resolve import resolve_backbone
 from m6rec.backbones.shape import Shape
 from m6rec.errors import BackboneError, ConfigError
@@ -100,3 +100,21 @@ def test_a_tuned_backbone_is_not_saved_as_a_bare_one(tiny_backbone, tmp_path):
 def test_an_impossible_shape_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Shape(**wrong)
+
+
+class TestKeepLayers:
+    def test_the_walk_skips_the_others(self, tiny_backbone, tmp_path):
+        whole, thin = tiny_backbone("bert"), tiny_backbone("bert")
+        keep_layers(thin, 2)
+        batch = tree(whole)
+        assert thin.num_layers == 2
+        torch.testing.assert_close(thin(batch), whole(batch, layers=[0, 2]))
+        save_backbone(thin, tmp_path / "thin")
+        again = resolve_backbone(tmp_path / "thin")
+        assert again.num_layers == 2
+        torch.testing.assert_close(again(batch), thin(batch))
+
+    @pytest.mark.parametrize("number", [0, 4])
+    def test_more_than_there_are_is_refused(self, tiny_backbone, number):
+        with pytest.raises(ConfigError, match=f"got {number}, expected 1 to 3"):
+            keep_layers(tiny_backbone("bert"), number)
