@@ -4,7 +4,8 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ class PatientProtocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready."""
+    """Says when it is ready, and ends in peace once it has drained."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[str], None]) -> None:
         super().__init__(config)
@@ -159,3 +160,10 @@ class _Server(uvicorn.Server):
             host, port = sockets[0].getsockname()[:2]
             seconds = time.time() - psutil.Process().create_time()
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port} is ready after {seconds:.1f} s")
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGTERM and SIGINT as a wish to end; the library would die of them after all."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()

@@ -80,7 +80,7 @@ class Page:
     def _recommend_tab(
         self, history: gr.Textbox, choice: gr.Dropdown, count: gr.Slider, asked: gr.Button, tabs: gr.Tabs
     ) -> None:
-        with _tab("Recommend"):
+        with gr.Tab("Recommend", id="Recommend"):
             with gr.Row(equal_height=False):
                 retrieved, ranked = gr.HTML(elem_id="retrieved"), gr.HTML(elem_id="ranked")
             times = gr.HTML(elem_id="times")
@@ -133,7 +133,7 @@ class Page:
         return view.reason(answer, [line_of(event) for event in events]) + view.timeline(answer)
 
     def _chat_tab(self) -> None:
-        with _tab("Chat"):
+        with gr.Tab("Chat", id="Chat"):
             dialogue = gr.Chatbot(
                 height=420, show_label=False, layout="bubble", elem_id="dialogue", buttons=[], feedback_options=None,
                 render_markdown=False, placeholder="Say what you are looking for; replies name items of the catalogue.",
@@ -148,7 +148,7 @@ class Page:
                 gr.HTML(elem_id="named"),
                 gr.Button("New dialogue", size="sm", min_width=140, elem_id="again"),
             )
-        turns = gr.State([])
+            turns = gr.State([])  # a child of the tab: one beside it would be counted as another tab
         said.submit(self.chat, [said, turns], [said, turns, dialogue, named])
         again.click(lambda: ([], [], ""), None, [turns, dialogue, named])
 
@@ -177,7 +177,7 @@ class Page:
             yield "", turns, _bubbles(turns), view.notice(str(error))
 
     def _create_tab(self, history: gr.Textbox) -> None:
-        with _tab("Create"):
+        with gr.Tab("Create", id="Create"):
             with gr.Row(equal_height=False, elem_id="making"):
                 kind = gr.Radio(self.kinds, value=self.kinds[0], label="What", elem_id="kind", scale=3)
                 count = gr.Slider(1, 6, 3, step=1, label="How many", scale=2)
@@ -202,7 +202,7 @@ class Page:
         return view.creations(answer["created"]) + view.timeline(answer)
 
     def _prompt_tab(self, history: gr.Textbox, choice: gr.Dropdown) -> None:
-        with _tab("Prompt") as tab:
+        with gr.Tab("Prompt", id="Prompt") as tab:
             shown = gr.HTML(elem_id="prompt")
         tab.select(self.prompt, [history, choice], shown)
 
@@ -222,11 +222,6 @@ class Page:
 CREATED, ABOUT = ("title", "query", "description"), {"description"}
 
 
-def _tab(name: str) -> gr.Tab:
-    # One that is filled in late is shown twice.
-    return gr.Tab(name, id=name, render_children=True)
-
-
 def _joined(lines: str, title: str) -> str:
     return f"{lines.rstrip()}\n{title}".strip()
 
@@ -239,7 +234,12 @@ def _bubbles(turns: list[dict[str, Any]], writing: str = "") -> list[dict[str, s
 
 def theme() -> gr.themes.Base:
     """Return colours and fonts that need nothing from anywhere."""
-    shades = ("#eef6f3", "#e5f1ed", "#c5dfd6", "#98c5b7", "#65a592", "#1f6f5c", "#1b6251", "#185a4a", "#124538", "#0d3329", "#08221b")  # fmt: skip  # noqa: E501
-    green = gr.themes.Color(*shades, name="m6rec")
-    made: gr.themes.Base = gr.themes.Base(green, green, "stone", font=_FONT, font_mono=["ui-monospace", "monospace"])
-    return made.set(button_primary_background_fill="*primary_500", button_primary_background_fill_hover="*primary_700")
+    light = ("#eef6f3", "#e5f1ed", "#c5dfd6", "#98c5b7", "#65a592")
+    dark = ("#1f6f5c", "#1b6251", "#185a4a", "#124538", "#0d3329", "#08221b")
+    green = gr.themes.Color(*light, *dark, name="m6rec")
+    made = gr.themes.Base(
+        primary_hue=green, secondary_hue=green, neutral_hue="stone", font=_FONT, font_mono=["ui-monospace", "monospace"]
+    )
+    fill = {"button_primary_background_fill": "*primary_500", "button_primary_background_fill_hover": "*primary_700"}
+    styled: gr.themes.Base = made.set(**fill)
+    return styled

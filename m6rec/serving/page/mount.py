@@ -10,6 +10,12 @@ from m6rec.serving.executors.base import Executor
 from m6rec.serving.page.lazy import PATH
 from m6rec.serving.security import Gate
 
+# A disc in the page's colour.
+ICON = (
+    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%27http://www.w3.org/2000/svg%27 viewBox=%270 0 8 8%27%3E'
+    '%3Ccircle cx=%274%27 cy=%274%27 r=%274%27 fill=%27%231f6f5c%27/%3E%3C/svg%3E">'
+)
+
 
 def has_page() -> bool:
     """Whether the extra for the page is installed."""
@@ -35,5 +41,6 @@ def page_app(recommender: Recommender, executor: Executor, gate: Gate | None = N
         auth=auth,
         theme=theme(),
         css_paths=[STYLE],
+        head=ICON,
         ssr_mode=False,
     )
