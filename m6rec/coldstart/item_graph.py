@@ -219,13 +219,13 @@ class ItemGraph(ItemNet):
         """Return an empty row and a graph for each item."""
         own = super().start(items)
         if self.maker is None:
-            return {**own, "graph": self.common.expand(len(items), -1, -1)}
+            return {**own, "graph": self.common.repeat(len(items), 1, 1)}
         made = self.maker(self.fields.known(items).flatten(1))
         return {**own, "graph": made.detach() if self.config.graph == "untrained" else made}
 
     def learnt(self, items: Int[Tensor, " items"]) -> dict[str, Tensor]:
         """Return the rows of items that are learnt from, and one graph for all: what pre-training goes with."""
-        return {"row": self.rows(items), "graph": self.common.expand(len(items), -1, -1)}
+        return {"row": self.rows(items), "graph": self.common.repeat(len(items), 1, 1)}
 
     def predict(
         self, fields: Float[Tensor, "items judgements fields width"], own: Own

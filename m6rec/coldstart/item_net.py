@@ -149,7 +149,9 @@ def adapt(
     learning = torch.is_grad_enabled()
     for _ in range(steps):
         with torch.enable_grad():
-            own = {name: value if value.requires_grad else value.requires_grad_() for name, value in own.items()}
+            own = {
+                name: value if value.requires_grad else value.detach().requires_grad_() for name, value in own.items()
+            }
             gradients = torch.autograd.grad(
                 net.losses(known, own).sum(), list(own.values()), create_graph=second_order, retain_graph=learning
             )
