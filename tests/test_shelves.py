@@ -11,6 +11,7 @@ from m6rec.baselines.base import Baseline, PairBaseline
 from m6rec.config import field_help
 from m6rec.data.sources.base import Source
 from m6rec.indexes.base import Index
+from m6rec.serving.stages.base import PlainStage
 from m6rec.tasks.base import Task
 from m6rec.tuners.base import Tuner
 
@@ -101,6 +102,13 @@ def test_backbones(name):
     assert issubclass(kind, Backbone)
     assert not inspect.isabstract(kind)
     assert kind.family == name
+
+
+@pytest.mark.parametrize("name", list(cli.open_shelf("stages")))
+def test_stages(name):
+    kind = plugin("stages", name)
+    assert issubclass(kind, PlainStage)
+    assert kind.name == name
 
 
 def test_every_shelf_of_the_package_is_on_the_command_line():
