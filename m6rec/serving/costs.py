@@ -1,7 +1,7 @@
 """What stages have been seen to cost, fitted from a request log. Knows no queue and no plan.
 
-A log gives wall time: one that was taken while batches of several stages shared the same cores counts their waiting for
-each other as cost. Take it at a load that the server keeps up with.
+What a core has worked on a batch counts, where the log knows it. Elsewhere (several threads, other machines) it is wall
+time, and then batches that shared a core count their waiting for each other: take such a log at a low load.
 """
 
 import zlib
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from m6rec.errors import DataError
 from m6rec.serving.lane import Batch
-from m6rec.serving.request_log import Logged, RequestLog
+from m6rec.serving.request_log import Logged, RequestLog, Visit
 from m6rec.serving.simulator import Work
 
 # Fewer batches than these tell little about a stage.
@@ -93,7 +93,7 @@ def fit_costs(log: RequestLog) -> dict[str, StageCost]:
                 "more; log for longer"
             )
         sizes = np.array([visit.batch_size for visit in visits], dtype=np.float64)
-        seconds = np.array([visit.ms / 1000 for visit in visits], dtype=np.float64)
+        seconds = np.array([_seconds(visit) for visit in visits], dtype=np.float64)
         found[stage.name] = fit_cost(sizes, seconds, weights)
     return found
 
@@ -123,11 +123,16 @@ def rung_shares(log: RequestLog, whole: str) -> dict[str, dict[str, float]]:
     return shares
 
 
+def _seconds(visit: Visit) -> float:
+    """Return what a visit's batch took of a core, as far as that is known."""
+    return (visit.ms if visit.cpu_ms is None else visit.cpu_ms) / 1000
+
+
 def _work_by_stage(requests: Sequence[Logged], rung: str) -> dict[str, float]:
     """Return stage -> mean seconds of one request's own part of its batches."""
     seen: dict[str, list[float]] = {}
     for logged in requests:
         if logged.rung == rung:
             for name, visit in logged.stages.items():
-                seen.setdefault(name, []).append(visit.ms / 1000 * visit.size / max(visit.batch_size, 1e-9))
+                seen.setdefault(name, []).append(_seconds(visit) * visit.size / max(visit.batch_size, 1e-9))
     return {name: float(np.mean(seconds)) for name, seconds in seen.items()}

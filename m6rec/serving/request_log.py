@@ -9,7 +9,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from m6rec.serving.executors.base import Answer, Executor
 from m6rec.serving.graph import Graph
 from m6rec.serving.load import outcome_of
 from m6rec.serving.shedding import Ladder
-from m6rec.serving.stage import StagePlan
+from m6rec.serving.stage import Payload, Run, StagePlan, Update
 
 FORMAT = 1
 
@@ -31,6 +31,8 @@ class Visit:
 
     ms: float = 0.0
     """Of the batch that it was in."""
+    cpu_ms: float | None = None
+    """What of these a core has worked, whoever else wanted it; null = not known."""
     wait_ms: float = 0.0
     """Before it, in the queue."""
     size: float = 1.0
@@ -232,7 +234,7 @@ class LoggedExecutor:
     """An executor whose requests are logged; an executor itself.
 
     Args:
-        inner: answers.
+        inner: answers; over a :func:`timed` graph, stages' costs are of a core and not of its other work too.
         logger: writes.
     """
 
@@ -290,6 +292,31 @@ class LoggedExecutor:
     def report(self) -> dict[str, Any]:
         """Return the inner one's figures."""
         return self.inner.report()
+
+
+def timed(graph: Graph) -> Graph:
+    """Return a graph whose batches say what they took of a core: for a log, where a batch is a single thread's work."""
+    stages = (
+        stage if stage.kind == "inline" or stage.streams else replace(stage, run=_Timed(stage.run))
+        for stage in graph.stages
+    )
+    return replace(graph, stages=tuple(stages))
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A stage's ``run`` that notes the seconds of a core."""
+
+    run: Run
+
+    def __call__(self, payloads: Sequence[Payload]) -> Sequence[Update | Exception]:
+        began = time.thread_time()
+        outcomes = self.run(payloads)
+        noted = {"cpu_ms": 1000 * (time.thread_time() - began)}
+        return [
+            outcome if isinstance(outcome, Exception) else {**outcome, "notes": {**outcome.get("notes", {}), **noted}}
+            for outcome in outcomes
+        ]
 
 
 class _Entry:

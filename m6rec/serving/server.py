@@ -27,7 +27,7 @@ from m6rec.serving.page.lazy import LazyPage
 from m6rec.serving.page.mount import has_page, page_app
 from m6rec.serving.plan import Plan, read_plan
 from m6rec.serving.planned import with_plan
-from m6rec.serving.request_log import LoggedExecutor, RequestLogger
+from m6rec.serving.request_log import LoggedExecutor, RequestLogger, timed
 from m6rec.serving.security import Gate, read_keys
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ def open_server(config: ServerConfig) -> FastAPI:
     elif config.items_log is not None:
         raise ConfigError("got an items log, expected none: no run here retrieves, so there is no catalogue to change")
     graph = recommender_graph(recommender, with_plan(GraphConfig(), plan))
+    if config.log is not None and plan.threads == 1:
+        graph = timed(graph)
     executor: Executor = EXECUTORS.load(config.executor)(graph)
     if config.log is not None:
         log = RequestLogger(config.log, keep_requests=config.keep_requests, threads=plan.threads)

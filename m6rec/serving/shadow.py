@@ -159,7 +159,7 @@ class _Door:
         return [self._look(payload["request"]["key"]) for payload in payloads]
 
     def _look(self, key: bytes) -> Update:
-        found = None if self.cache is None else self.cache.get(key, None)
+        found = None if self.cache is None else self.cache.get([key], None)
         return {"key": key} if found is None else {"answer": found, "made_by": "cache"}
 
 

@@ -31,6 +31,13 @@ class TestCosts:
             assert cost.ratios.mean() == pytest.approx(1, abs=0.02)
             assert cost.ratios.min() > 0.7
 
+    def test_what_a_core_worked_counts_where_it_is_known(self, log):
+        halved = tuple(
+            replace(each, stages={name: replace(visit, cpu_ms=visit.ms / 2) for name, visit in each.stages.items()})
+            for each in log.requests
+        )
+        assert fit_costs(replace(log, requests=halved))["rank"].base == pytest.approx(fit_costs(log)["rank"].base / 2)
+
     def test_nothing_costs_less_than_nothing(self):
         ones = np.ones(3)
         falling = fit_cost(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0]), ones)

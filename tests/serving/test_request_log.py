@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
 from m6rec.errors import ConfigError, DataError, OverloadedError, RowError
 from m6rec.serving.executors.local import LocalConfig, LocalExecutor
-from m6rec.serving.request_log import LoggedExecutor, RequestLogger, read_log
+from m6rec.serving.graph import Graph
+from m6rec.serving.request_log import LoggedExecutor, RequestLogger, read_log, timed
+from m6rec.serving.stage import Stage
 from tests.serving.steps import line
 
 SECRET = "a film that nobody may know of"
@@ -17,7 +20,9 @@ def served(path, requests, **options):
     """Serve requests one by one on a logged executor, and return the log's lines."""
 
     async def run():
-        executor = LoggedExecutor(LocalExecutor(line(max_batch=3), LocalConfig(500)), RequestLogger(path, **options))
+        executor = LoggedExecutor(
+            LocalExecutor(timed(line(max_batch=3)), LocalConfig(500)), RequestLogger(path, **options)
+        )
         await executor.start()
         for request in requests:
             await executor.submit(request)
@@ -40,6 +45,7 @@ def test_a_request_is_told_by_what_it_met(tmp_path):
     assert (first.outcome, first.rung, first.deadline_ms, first.kind) == ("answered", "full", 500, "recommend")
     assert list(first.stages) == ["work"]
     assert 0 < first.stages["work"].ms <= first.ms
+    assert 0 <= first.stages["work"].cpu_ms <= first.stages["work"].ms
     assert first.answer_bytes > 10
     assert len(lines) == 4
 
@@ -47,6 +53,26 @@ def test_a_request_is_told_by_what_it_met(tmp_path):
 def test_requests_are_kept_where_that_is_asked_for(tmp_path):
     served(tmp_path / "log.jsonl", [{"n": SECRET}], keep_requests=True)
     assert read_log(tmp_path / "log.jsonl").requests[0].request == {"n": SECRET}
+
+
+def test_a_core_is_not_blamed_for_waiting(tmp_path):
+    def wait(payloads):
+        time.sleep(0.05)
+        return [{"answer": {}, "notes": {"of": "its own"}} for _ in payloads]
+
+    async def run(graph):
+        path = tmp_path / "log.jsonl"
+        executor = LoggedExecutor(LocalExecutor(graph), RequestLogger(path))
+        await executor.start()
+        answer = await executor.submit({"n": 1})
+        await executor.drain()
+        return answer["trace"]["wait"], read_log(path).requests[0].stages["wait"]
+
+    graph = Graph((Stage("wait", wait),))
+    trace, visit = asyncio.run(run(timed(graph)))
+    assert trace["of"] == "its own"
+    assert visit.cpu_ms < 25 < visit.ms
+    assert asyncio.run(run(graph))[1].cpu_ms is None
 
 
 def test_keys_of_two_logs_tell_nothing_of_each_other(tmp_path):
@@ -96,9 +122,6 @@ def test_what_went_wrong_is_logged_too(tmp_path):
 
 
 def test_a_stream_is_logged_at_its_end(tmp_path):
-    from m6rec.serving.graph import Graph
-    from m6rec.serving.stage import Stage
-
     def write(payload):
         yield from ("red ", "lamp")
         yield {"answer": {"text": "red lamp"}}
