@@ -1,10 +1,11 @@
 """A recipe with a teacher: opens the teacher's run, says where its labels come from, and trains the student.
 
-The student's run folder gets ``teachers.txt`` (elastic: who should be teaching; may be edited at any time) or
-``labels/`` (offline). Knows no command line and no way of compression.
+The student's run folder gets ``teachers.txt`` (elastic: who should be teaching; may be edited at any time),
+``teachers.json`` (their versions) or ``labels/`` (offline). Knows no command line and no way of compression.
 """
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import torch
 from accelerate import PartialState
 
 from m6rec.assemble import Experiment, learnt, open_experiment, open_run, train_run
+from m6rec.backbones.scenes import SceneBackbone
 from m6rec.distillation.config import DistillationConfig
 from m6rec.distillation.labels import LabelStream
 from m6rec.distillation.lessons import LESSONS, Ask, Labels, Lesson
@@ -36,7 +38,7 @@ from m6rec.training.learner import use_bf16
 from m6rec.training.loop import TrainResult
 from m6rec.training.stream import Stream
 
-ROSTER_FILE, LABELS_FOLDER = "teachers.txt", "labels"
+ROSTER_FILE, VERSIONS_FILE, LABELS_FOLDER = "teachers.txt", "teachers.json", "labels"
 # What batches made ahead are drawn for, beside the loop's own places.
 AHEAD = 2
 logger = logging.getLogger(__name__)
@@ -72,12 +74,13 @@ def taught(experiment: Experiment, until_done: ExitStack, make: MakeExecutor = m
     """
     recipe, config = experiment.recipe, experiment.recipe.distillation
     assert config is not None
-    if recipe.scenes is not None or recipe.dense is not None:
+    if recipe.scenes or recipe.dense or isinstance(experiment.backbone, SceneBackbone):
         raise ConfigError("got distillation together with scenes or dense, expected one of them; remove the other")
     lesson = LESSONS[experiment.task.name](Ask.of(config, experiment.task.name))
     wanted = card_of(experiment.task, experiment.backbone)
     for run in config.runs:
         _check_folder(run, wanted)
+    _keep_versions(Path(recipe.out), config)
     teachers: list[Teacher] = []
     if config.source != "elastic":
         teachers = [open_teacher(run, recipe.data, recipe.training.precision) for run in config.runs]
@@ -124,6 +127,24 @@ def _check_folder(run: str, wanted: TeacherCard) -> None:
     name = read_recipe_tree(Path(run))["task"]["name"]
     if name != wanted.task:
         raise DistillationError(f"got the teacher {run}, a run of task {name!r}, expected one of {wanted.task!r}")
+
+
+def _keep_versions(out: Path, config: DistillationConfig) -> None:
+    """Write down what teaches a run, so that it is not resumed with other weights.
+
+    Raises:
+        DistillationError: the teacher has been trained again since.
+    """
+    path, versions = out / VERSIONS_FILE, [version_of(Path(run)) for run in config.runs]
+    if any((out / "checkpoints").glob("*")) and path.is_file() and not config.stream.mix_versions:
+        if (before := json.loads(path.read_text(encoding="utf-8"))) != versions:
+            raise DistillationError(
+                f"{out} was taught by versions {before}, and the teacher's run now has {versions}; bring those weights "
+                "back, give another out=, or set distillation.stream.mix_versions=true"
+            )
+    elif _place()[0] == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(versions), encoding="utf-8")
 
 
 def _check_fit(teachers: Sequence[Teacher], wanted: TeacherCard) -> None:

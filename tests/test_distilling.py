@@ -178,6 +178,14 @@ class TestBadTeachers:
             train(student("run", "distillation.stream.patience_seconds=0.2"))
 
 
+def test_a_teacher_that_was_trained_again_is_not_gone_on_with(student, monkeypatch):
+    recipe = student("run", "distillation.source=online")
+    train(recipe)
+    monkeypatch.setattr(distilling, "version_of", lambda folder: "another")
+    with pytest.raises(DistillationError, match=r"was taught by versions .*mix_versions=true"):
+        train(recipe, resume=True)
+
+
 def test_a_version_is_of_the_weights(ranking_run, retrieval_run, tmp_path):
     assert version_of(ranking_run) == version_of(ranking_run) != version_of(retrieval_run)
     assert open_teacher(ranking_run).card.version == version_of(ranking_run)

@@ -142,6 +142,7 @@ class LabelStream:
             if not self._table:
                 raise DistillationError("every task of this epoch has been delivered")
             self._turn(_TURN_SECONDS)
+            self._look_for_teachers()
         self.figures.waited_seconds += self.clock() - started
         self.figures.delivered += 1
         labels = self._table.pop(task).labels
@@ -174,12 +175,12 @@ class LabelStream:
                 self._late.add(entry.teacher)
                 self._again(task, now)
         self._fill()  # a teacher more makes the window wider
-        self._look_for_teachers(now)
         if now - self._reported > self.config.report_seconds:
             self._reported = now
             logger.info("%s", self.line())
 
-    def _look_for_teachers(self, now: float) -> None:
+    def _look_for_teachers(self) -> None:
+        now = self.clock()
         if set(self.pool.alive()) - self._late:
             self._alone_since = None
             return
