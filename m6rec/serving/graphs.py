@@ -17,6 +17,7 @@ from m6rec.serving.stage import Payload, Stage, StagePlan
 from m6rec.serving.stages import STAGES
 from m6rec.serving.stages.base import Models, StagePlugin
 from m6rec.serving.stages.filter import FilterConfig
+from m6rec.serving.stages.recall_answer import RecallConfig
 from m6rec.serving.storage import HotSet, QueryCache, SegmentTiers
 from m6rec.serving.valkey import open_far
 from m6rec.tasks.conversation import Conversation
@@ -31,6 +32,8 @@ class TierConfig:
     """L0, answers by question; 0 = every request is computed."""
     query_ttl_s: float = 60.0
     """How long an answer is as good as a new one; changes results only where time itself does."""
+    recall: RecallConfig = field(default_factory=RecallConfig)
+    """Which questions count as the same; changes results where it says so."""
     hot_bytes: int = 64 << 20
     """L1, segments that a log asks for most; it is empty until :func:`warm` fills it. 0 = there is none."""
     segments: CacheConfig = field(default_factory=CacheConfig)
@@ -91,7 +94,7 @@ def recommender_graph(recommender: Recommender, config: GraphConfig | None = Non
     """
     chosen = config or GraphConfig()
     models = _models(recommender, chosen.tiers)
-    given = {"filter": chosen.filter}
+    given = {"filter": chosen.filter, "recall_answer": chosen.tiers.recall}
     stages = [_stage(name, STAGES.load(name)(given.get(name), models)) for name in _LAYOUT]
     graph = Graph(
         tuple(stages),

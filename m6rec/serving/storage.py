@@ -66,28 +66,31 @@ class QueryCache:
         self._lock = threading.Lock()
         self.used_bytes = self.hits = self.misses = self.stale_hits = 0
 
-    def get(self, key: bytes, stamp: Any) -> dict[str, Any] | None:
-        """Return an answer that is as good as new.
+    def get(self, keys: Iterable[bytes], stamp: Any) -> dict[str, Any] | None:
+        """Return an answer that is as good as new, under the first of some keys that has one.
 
         Args:
-            key: of the request.
+            keys: of the request, the best first.
             stamp: what an answer would be made of now.
         """
-        with self._lock:
-            kept = self._kept.get(key)
-            if kept is None or kept.stamp != stamp or self._clock() - kept.made > self.ttl_s:
-                self.misses += 1
-                return None
-            self._kept.move_to_end(key)
-            self.hits += 1
-            return kept.answer
+        for key in keys:
+            with self._lock:
+                kept = self._kept.get(key)
+                if kept is not None and kept.stamp == stamp and self._clock() - kept.made <= self.ttl_s:
+                    self._kept.move_to_end(key)
+                    self.hits += 1
+                    return kept.answer
+        self.misses += 1
+        return None
 
-    def get_stale(self, key: bytes) -> dict[str, Any] | None:
-        """Return an answer of any age."""
-        with self._lock:
-            kept = self._kept.get(key)
-            self.stale_hits += kept is not None
-            return None if kept is None else kept.answer
+    def get_stale(self, keys: Iterable[bytes]) -> dict[str, Any] | None:
+        """Return an answer of any age and stamp, under the first of some keys that has one."""
+        for key in keys:
+            with self._lock:
+                if (kept := self._kept.get(key)) is not None:
+                    self.stale_hits += 1
+                    return kept.answer
+        return None
 
     def put(self, key: bytes, answer: dict[str, Any], stamp: Any, size_bytes: int) -> None:
         """Keep an answer, which nobody changes from here on.

@@ -8,6 +8,7 @@ import concurrent.futures
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,13 +27,16 @@ from m6rec.serving.plan import read_plan
 from m6rec.serving.planned import with_plan
 from m6rec.serving.request_log import LoggedExecutor, RequestLogger
 from m6rec.serving.stage import StagePlan
+from m6rec.serving.stages.recall_answer import RecallConfig
 
 K = 10
 # Threads that FastAPI has for endpoints that are plain functions.
 SYNC_THREADS = 40
 NO_TIERS = TierConfig(query_bytes=0, hot_bytes=0)
-QUERY = replace(NO_TIERS, query_bytes=32 << 20)
-ALL_TIERS = TierConfig(segments=CacheConfig(memory_bytes=256 << 20))
+# A list is shown while the user goes through it: within a minute, and three events.
+RECALL = RecallConfig(events=3)
+QUERY = replace(NO_TIERS, query_bytes=32 << 20, recall=RECALL)
+ALL_TIERS = TierConfig(segments=CacheConfig(memory_bytes=256 << 20), recall=RECALL)
 SINGLE = {name: StagePlan(max_batch=1) for name in ("encode", "retrieve", "filter", "rank")}
 
 
@@ -65,20 +69,26 @@ CONTENDERS = {
 }
 
 
-class NoStore:
-    """A segment cache that keeps nothing.
+class OneRequest:
+    """A segment cache that keeps nothing from one request to the next.
 
     Args:
         version: of the scorer that asks.
     """
 
     def __init__(self, version: str) -> None:
-        self.version = version
+        self.version, self._own = version, threading.local()
+
+    def begin(self) -> None:
+        """Forget this thread's last request."""
+        self._own.held = {}
 
     def get_many(self, keys: Sequence[bytes]) -> list[States | None]:
-        return [None] * len(keys)
+        return [getattr(self._own, "held", {}).get(key) for key in keys]
 
     def put_many(self, entries: Mapping[bytes, States]) -> dict[bytes, States]:
+        if hasattr(self._own, "held"):
+            self._own.held.update(entries)
         return dict(entries)
 
 
@@ -87,11 +97,12 @@ class Synchronous:
 
     Args:
         recommender: answers.
+        store: of its ranker's segments.
         queue: most requests at a time, the running one among them; ``None`` = any number.
     """
 
-    def __init__(self, recommender: Recommender, queue: int | None) -> None:
-        self.recommender, self.queue, self._under_way = recommender, queue, 0
+    def __init__(self, recommender: Recommender, store: OneRequest, queue: int | None) -> None:
+        self.recommender, self.store, self.queue, self._under_way = recommender, store, queue, 0
         self._pool = concurrent.futures.ThreadPoolExecutor(1 if queue is not None else SYNC_THREADS)
 
     async def submit(self, request: dict[str, Any], deadline_ms: float) -> dict[str, Any]:
@@ -108,6 +119,7 @@ class Synchronous:
         return {}
 
     def _answer(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        self.store.begin()
         return [vars(item) for item in self.recommender.recommend(request["history"], K)]
 
 
@@ -131,8 +143,8 @@ class Server:
         if self.target is not None and config is not None:
             await self.target.drain(5)
         if config is None:
-            self._without_store()
-            self.target = Synchronous(self.recommender, order.get("queue") if self.contender.queue else None)
+            queue = order.get("queue") if self.contender.queue else None
+            self.target = Synchronous(self.recommender, self._without_tiers(), queue)
             return {}
         if order.get("no_hits"):
             config = replace(config, tiers=replace(config.tiers, query_bytes=0))
@@ -142,18 +154,21 @@ class Server:
         if self.contender.keeps_segments:
             await asyncio.to_thread(warm, graph, self.log["before"])
         else:
-            self._without_store()
+            self._without_tiers()
         executor = LocalExecutor(graph)
         self.target = LoggedExecutor(executor, RequestLogger(order["log"])) if order.get("log") else executor
         await self.target.start()
         return {}
 
-    def _without_store(self) -> None:
+    def _without_tiers(self) -> OneRequest:
         assert self.recommender.ranker is not None
         scorer = self.recommender.ranker.backbone
         assert isinstance(scorer, LateScorer)
-        scorer.use(NoStore(scorer.version))
-        scorer.num_trunks = 0
+        store = OneRequest(scorer.version)
+        scorer.use(store)
+        # One a thread: of a request that comes in pieces.
+        scorer.num_trunks = SYNC_THREADS if self.contender.config is None else 0
+        return store
 
     async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         request = {"history": self.log["requests"][order["ask"]]["history"], "k": K}

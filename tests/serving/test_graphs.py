@@ -14,6 +14,7 @@ from m6rec.serving.graphs import GraphConfig, TierConfig, recommender_graph, war
 from m6rec.serving.shedding import Rung
 from m6rec.serving.stage import StagePlan
 from m6rec.serving.stages.filter import FilterConfig
+from m6rec.serving.stages.recall_answer import RecallConfig
 from tests.little_shop import SMALL
 
 HISTORY = [
@@ -166,6 +167,26 @@ def test_the_same_question_is_answered_from_the_cache_until_the_catalogue_change
     assert report["rungs"] == {"full": 3, "cache": 1}
 
 
+def test_an_answer_from_before_the_newest_events_may_count_as_new_without_what_was_met(recommender):
+    tiers = TierConfig(recall=RecallConfig(events=2))
+    graph = recommender_graph(recommender, GraphConfig(tiers))
+    whole = ("parse", "recall_answer", "encode", "retrieve", "filter", "rank", "respond")
+    full = graph.ladder.rungs[0]
+    first = walked(graph, full, whole, history=HISTORY, k=4)
+    shown = first["answer"]["items"]
+    grown = [*HISTORY, shown[1], {"item": "g20"}]
+    again = walked(graph, full, ("parse", "recall_answer"), history=grown, k=4)
+    assert again["made_by"] == "cache"
+    kept = graph.models.answers.get([first["query"]], graph.models.revision)["items"]
+    assert ids(kept)[:4] == ids(shown)
+    expected = [key for key in ids(kept) if key not in (shown[1]["id"], "g20")]
+    assert ids(again["answer"]["items"]) == expected[:4]
+    other = walked(graph, full, ("parse", "recall_answer"), history=[*grown, "g21"], k=4)
+    assert "answer" not in other  # three events since
+    fewer = walked(graph, full, ("parse", "recall_answer"), history=grown, k=3)
+    assert "answer" not in fewer  # another question
+
+
 def test_identical_questions_at_once_are_computed_once(recommender):
     answers = answers_of(recommender_graph(recommender), [{"history": ["g05"], "k": 5}] * 20)
     assert len({json.dumps(answer["items"]) for answer in answers}) == 1
@@ -208,7 +229,8 @@ def test_without_a_model_there_is_what_the_user_was_given_lately_or_what_anybody
     grown = [*HISTORY, {"item": before["answer"]["items"][0]["id"]}]
     stale = walked(graph, popular, names, history=grown, k=4)
     assert stale["made_by"] == "stale"
-    assert ids(stale["answer"]["items"]) == ids(before["answer"]["items"])[2:]
+    ranked = [record["key"] for record, _ in before["found"]]
+    assert ids(stale["answer"]["items"]) == ranked[2:6]
 
 
 def m6rec_nearest(recommender, seen, k):

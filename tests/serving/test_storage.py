@@ -32,31 +32,31 @@ class TestQueryCache:
         clock = Clock()
         cache = QueryCache(1000, 10.0, clock)
         cache.put(b"q", {"items": [1]}, "r1", 100)
-        assert cache.get(b"q", "r1") == {"items": [1]}
-        assert cache.get(b"q", "r2") is None
+        assert cache.get([b"q"], "r1") == {"items": [1]}
+        assert cache.get([b"q"], "r2") is None
         clock.now = 10.1
-        assert cache.get(b"q", "r1") is None
-        assert cache.get_stale(b"q") == {"items": [1]}
+        assert cache.get([b"q"], "r1") is None
+        assert cache.get_stale([b"q"]) == {"items": [1]}
         assert cache.report() == {"hits": 1, "misses": 2, "stale_hits": 1, "used_bytes": 101}
 
     def test_it_is_bounded_in_bytes_and_forgets_what_was_asked_least_lately(self):
         cache = QueryCache(1000, 10.0, Clock())
         for number in range(3):
             cache.put(b"%d" % number, {"n": number}, 0, 299)
-        assert cache.get(b"0", 0) == {"n": 0}
+        assert cache.get([b"0"], 0) == {"n": 0}
         cache.put(b"3", {"n": 3}, 0, 299)
         assert cache.used_bytes == 900
-        assert cache.get(b"1", 0) is None
-        assert cache.get(b"0", 0) == {"n": 0}
+        assert cache.get([b"1"], 0) is None
+        assert cache.get([b"0"], 0) == {"n": 0}
 
     def test_one_that_is_too_large_is_not_kept_and_pushes_nothing_out(self):
         cache = QueryCache(1000, 10.0, Clock())
         cache.put(b"small", {"n": 0}, 0, 100)
         cache.put(b"large", {"n": 1}, 0, 2000)
-        assert cache.get(b"small", 0) == {"n": 0}
-        assert cache.get(b"large", 0) is None
+        assert cache.get([b"small"], 0) == {"n": 0}
+        assert cache.get([b"large"], 0) is None
         cache.put(b"small", {"n": 2}, 0, 2000)
-        assert cache.get(b"small", 0) is None
+        assert cache.get([b"small"], 0) is None
         assert cache.used_bytes == 0
 
 

@@ -1,12 +1,17 @@
 """What a stage of the recommender's graph is, and what all of them share. Knows no queue and no batch size."""
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m6rec.api import Recommender
-from m6rec.errors import M6RecError
+from m6rec.errors import DataError, M6RecError
 from m6rec.serving.stage import Payload, Update
 from m6rec.serving.storage import QueryCache, SegmentTiers
 
@@ -120,3 +125,43 @@ def num_candidates(payload: Payload) -> int:
         return k
     most = payload["rung"].candidates
     return max(k, min(max(5 * k, 50), most or 5 * k + 50))
+
+
+def key_of(version: str, rest: Any, events: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the key of a question.
+
+    Raises:
+        DataError: a text that is no Unicode.
+    """
+    try:
+        words = json.dumps([version, rest, events], sort_keys=True, default=str, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"got a text that is no Unicode ({error.reason}); send UTF-8 without lone surrogates"
+        ) from error
+    return hashlib.blake2b(words, digest_size=16).digest()
+
+
+def history_of(payload: Payload) -> NDArray[np.int64]:
+    """Return the positions of a request's events, -1 = no item."""
+    places = [-1 if event["place"] is None else event["place"] for event in payload["events"]]
+    return np.array(places, dtype=np.int64)
+
+
+def earlier_keys(payload: Payload, version: str, events: int) -> Iterator[bytes]:
+    """Yield the key of a question for a list, and those of the same before its newest events, as far as ``events``."""
+    yield payload["query"]
+    for fewer in range(1, min(events, len(payload["events"])) + 1):
+        yield key_of(version, payload["rest"], payload["events"][:-fewer])
+
+
+def still_wanted(items: Sequence[dict[str, Any]], payload: Payload, models: Models) -> list[dict[str, Any]]:
+    """Return those of an earlier answer's items that are on offer and not met since, as many as are asked for."""
+    catalogue = models.recommender.catalog.retrieval.catalogue
+    places = [catalogue.find(item["id"]) for item in items]
+    kept = [
+        item
+        for item, place in zip(items, places, strict=True)
+        if place is not None and catalogue.offered[place] and place not in payload["seen"]
+    ]
+    return kept[: payload["k"]]

@@ -5,8 +5,7 @@ from typing import Any
 
 from m6rec.requests import named
 from m6rec.serving.stage import Payload, Update
-from m6rec.serving.stages.base import LISTS, Models, PlainStage
-from m6rec.serving.stages.parse import key_of
+from m6rec.serving.stages.base import LISTS, Models, PlainStage, earlier_keys, still_wanted
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Fallback(PlainStage):
         """Return an old answer, or the list for anybody."""
         old = self._old(payload)
         if old is not None:
-            return {"answer": {**old, "items": self._still(old["items"], payload)}, "made_by": "stale"}
+            return {"answer": {**old, "items": still_wanted(old["items"], payload, self.models)}, "made_by": "stale"}
         catalogue = self.models.recommender.catalog.retrieval.catalogue
         unwanted, allow = payload["seen"] | payload["block"], payload["allow"]
         places = [
@@ -53,22 +52,10 @@ class Fallback(PlainStage):
         return {"answer": {"items": [vars(item) for item in items]}}
 
     def _old(self, payload: Payload) -> dict[str, Any] | None:
-        events, answers = payload["events"], self.models.answers
+        answers = self.models.answers
         if answers is None:
             return None
-        for fewer in range(min(self.config.events, len(events)) + 1):
-            key = key_of(self.models.version, payload["rest"], events[: len(events) - fewer])
-            if (found := answers.get_stale(key)) is not None:
-                return found
-        return None
-
-    def _still(self, items: list[dict[str, Any]], payload: Payload) -> list[dict[str, Any]]:
-        catalogue, kept = self.models.recommender.catalog.retrieval.catalogue, []
-        for item in items:
-            place = catalogue.find(item["id"])
-            if place is not None and catalogue.offered[place] and place not in payload["seen"]:
-                kept.append(item)
-        return kept
+        return answers.get_stale(earlier_keys(payload, self.models.version, self.config.events))
 
     def _anybodys(self) -> list[tuple[int, float]]:
         """Return what a user without any history gets: worked out once for a state of the catalogue."""

@@ -9,8 +9,7 @@ import yaml
 
 from m6rec.errors import ConfigError
 from m6rec.serving.stage import Payload, Update
-from m6rec.serving.stages.base import Models, PlainStage, num_candidates, runs_model
-from m6rec.serving.stages.retrieve import history_of
+from m6rec.serving.stages.base import Models, PlainStage, history_of, num_candidates, runs_model
 
 _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,

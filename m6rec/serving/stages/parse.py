@@ -1,7 +1,5 @@
 """Reads a request: what is asked, of which events and items. Knows no model."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from m6rec.errors import ConfigError, DataError
 from m6rec.requests import Known, read_candidate, read_events
 from m6rec.serving.stage import Payload, Update
-from m6rec.serving.stages.base import LISTS, PlainStage
+from m6rec.serving.stages.base import LISTS, PlainStage, key_of
 
 # What changes when an answer is wanted, not what it is.
 _UNREAD = ("deadline_ms", "stream")
@@ -104,18 +102,3 @@ class Parse(PlainStage):
         if len(given) > self.config.max_candidates:
             raise DataError(f"{what}: got {len(given)} items, expected at most {self.config.max_candidates}")
         return given
-
-
-def key_of(version: str, rest: Any, events: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return the key of a question.
-
-    Raises:
-        DataError: a text that is no Unicode.
-    """
-    try:
-        words = json.dumps([version, rest, events], sort_keys=True, default=str, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"got a text that is no Unicode ({error.reason}); send UTF-8 without lone surrogates"
-        ) from error
-    return hashlib.blake2b(words, digest_size=16).digest()

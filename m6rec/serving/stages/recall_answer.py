@@ -1,7 +1,18 @@
 """Looks whether the same has been answered a moment ago. Knows no model."""
 
+from dataclasses import dataclass
+
 from m6rec.serving.stage import Payload, Update
-from m6rec.serving.stages.base import LISTS, PlainStage
+from m6rec.serving.stages.base import LISTS, PlainStage, earlier_keys, still_wanted
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+    """What counts as the same question."""
+
+    events: int = 0
+    """An answer from before this many of the user's newest events is as good as a new one, within its time; what the
+    user has met since is left out of it. Changes results; 0 = the very same question alone."""
 
 
 class RecallAnswer(PlainStage):
@@ -11,6 +22,7 @@ class RecallAnswer(PlainStage):
     """
 
     name = "recall_answer"
+    Config = RecallConfig
     kinds = LISTS
 
     def wants(self, payload: Payload) -> bool:
@@ -20,7 +32,9 @@ class RecallAnswer(PlainStage):
     def one(self, payload: Payload) -> Update:
         """Return the answer, or nothing."""
         assert self.models.answers is not None
-        answer = self.models.answers.get(payload["query"], self.models.revision)
+        keys = earlier_keys(payload, self.models.version, self.config.events)
+        answer = self.models.answers.get(keys, self.models.revision)
         if answer is None:
             return {"notes": {"hit": False}}
+        answer = {**answer, "items": still_wanted(answer["items"], payload, self.models)}
         return {"answer": answer, "made_by": "cache", "notes": {"hit": True}}

@@ -4,6 +4,8 @@ from m6rec.requests import named
 from m6rec.serving.stage import Payload, Update
 from m6rec.serving.stages.base import LISTS, PlainStage
 
+# Times as many items as asked for are kept, for a user who has met some of them when the answer is given again.
+SPARE = 2
 # Of an item in the query cache, about: three texts and a number.
 _ITEM_BYTES = 400
 
@@ -16,13 +18,12 @@ class Respond(PlainStage):
 
     def one(self, payload: Payload) -> Update:
         """Return the answer."""
-        found = payload["found"] if payload["kind"] == "rank" else payload["found"][: payload["k"]]
-        items = [vars(named(record, score)) for record, score in found]
-        if items and "explanation" in payload:
-            items[0] = {**items[0], "explanation": payload["explanation"]}
-        answer = {"items": items}
+        most = len(payload["found"]) if payload["kind"] == "rank" else payload["k"]
+        found = [vars(named(record, score)) for record, score in payload["found"][: SPARE * most]]
+        if found and "explanation" in payload:
+            found[0] = {**found[0], "explanation": payload["explanation"]}
         is_whole = payload["rung"].candidates is None and payload["rung"].depth is None
         if self.models.answers is not None and payload["kind"] in LISTS and is_whole:
             _, revision = payload["key"]
-            self.models.answers.put(payload["query"], answer, revision, _ITEM_BYTES * (1 + len(items)))
-        return {"answer": answer}
+            self.models.answers.put(payload["query"], {"items": found}, revision, _ITEM_BYTES * (1 + len(found)))
+        return {"answer": {"items": found[:most]}}

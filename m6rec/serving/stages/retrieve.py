@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from m6rec.serving.stage import Payload, Update
-from m6rec.serving.stages.base import PlainStage, num_candidates, runs_model
+from m6rec.serving.stages.base import PlainStage, history_of, num_candidates, runs_model
 
 
 class Retrieve(PlainStage):
@@ -38,9 +37,3 @@ class Retrieve(PlainStage):
             if payload["allow"] is not None:
                 found[id(payload)] = offer.order(payload["user"], history_of(payload), sorted(payload["allow"]))
         return [{"found": list(zip(*found[id(payload)], strict=True))} for payload in payloads]
-
-
-def history_of(payload: Payload) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the positions of a request's events, -1 = no item."""
-    places = [-1 if event["place"] is None else event["place"] for event in payload["events"]]
-    return np.array(places, dtype=np.int64)
