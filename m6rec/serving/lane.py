@@ -53,6 +53,7 @@ class Lane:
         self.wake: float | None = None
         self._before: deque[Event] = deque()
         self._hung: set[Batch] = set()
+        self._coming: dict[Event, float] = {}
 
     @property
     def num_hung(self) -> int:
@@ -84,12 +85,21 @@ class Lane:
         """When the first batch under way counts as hung, in seconds."""
         return min((batch.began for batch in self.running), default=math.inf) + self.stage.plan.limit_ms / 1000
 
+    def expect(self, event: Event) -> None:
+        """Count on an event that has been admitted and will come here."""
+        self._coming[event] = self.stage.size(event.payload)
+
+    def forget(self, event: Event) -> None:
+        """No longer count on an event: it is through, or over."""
+        self._coming.pop(event, None)
+
     def backlog(self, now: float) -> float:
-        """Return the seconds that all work which is here will take."""
+        """Return the seconds that all work will take which is here, or on its way here."""
         plan = self.stage.plan
-        waiting = self.cost.each * self.queue.size + self.cost.base * math.ceil(len(self.queue) / plan.max_batch)
-        under_way = sum(max(0.0, self.cost.cost(batch.size) - (now - batch.began)) for batch in self.running)
-        return (waiting + under_way) / plan.workers
+        num_batches = math.ceil(len(self._coming) / plan.max_batch)
+        work = self.cost.each * sum(self._coming.values()) + self.cost.base * num_batches
+        done = sum(min(now - batch.began, self.cost.cost(batch.size)) for batch in self.running)
+        return max(0.0, work - done) / plan.workers
 
     def share(self, now: float) -> float:
         """Return the backlog as a share of the time that the newest event in the queue has in all; 0 = none waits."""

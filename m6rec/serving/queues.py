@@ -18,7 +18,6 @@ class StageQueue:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self._events: deque[Event] = deque()
-        self.size = 0.0
 
     def __len__(self) -> int:
         return len(self._events)
@@ -46,13 +45,11 @@ class StageQueue:
         if self.is_full:
             return False
         self._events.append(event)
-        self.size += self.stage.size(event.payload)
         return True
 
     def put_back(self, event: Event) -> None:
         """Take an event in before all others, full or not: it has been here already."""
         self._events.appendleft(event)
-        self.size += self.stage.size(event.payload)
 
     def drop(self, now: float) -> list[Event]:
         """Remove and return events whose time is over, or for whom nobody waits any more."""
@@ -65,4 +62,3 @@ class StageQueue:
         """Remove events that are in it."""
         taken = set(map(id, chosen))
         self._events = deque(event for event in self._events if id(event) not in taken)
-        self.size = sum(self.stage.size(event.payload) for event in self._events)

@@ -177,6 +177,8 @@ class Scheduler:
             # What nobody else waits for may try in any case: or a cost that was once too high would never be seen anew.
             is_free = number == start and all(self.lanes[stage.name].is_idle for stage in path)
             if self._has_room(path) and (wait <= allowed or is_free):
+                for stage in path:
+                    self.lanes[stage.name].expect(event)
                 self._advance(event, now)
                 return
         stuck = next((lane.stage.name for lane in self.lanes.values() if lane.is_dead), None)
@@ -288,6 +290,8 @@ class Scheduler:
         if len(outcomes) != len(batch.events):
             outcomes = [StageError(stage.name, f"gave {len(outcomes)} answers for {len(batch.events)} requests")]
             outcomes = list(outcomes) * len(batch.events)
+        for event in batch.events:
+            lane.forget(event)
         lane.cost.saw(batch.size, now - batch.began)
         self.tally.ran(stage.name, batch, now)
         for event, outcome in zip(batch.events, outcomes, strict=True):
@@ -328,6 +332,8 @@ class Scheduler:
 
     def _close(self, event: Event) -> list[Ticket]:
         event.live = False
+        for lane in self.lanes.values():
+            lane.forget(event)
         if event.key is not None:
             del self._flights[event.key]
         return self._tickets.pop(event)

@@ -81,6 +81,23 @@ def test_what_cannot_be_in_time_is_refused_and_told_when_to_come_again():
     assert all(course.at[number] - 0.5 <= 0.35 for number in (1, 2, 3))
 
 
+def test_what_is_still_before_an_earlier_stage_counts_for_the_later_one():
+    stages = (
+        Stage("fast", adding("a"), plan=StagePlan(max_batch=1)),
+        Stage("slow", adding("b"), ("fast",), plan=StagePlan(max_batch=1)),
+        Stage("respond", respond, ("slow",), kind="inline"),
+    )
+    course = Course(Graph(stages), fast=linear(0.001, 0), slow=linear(0.1, 0))
+    course.ask(0)
+    course.until(1)
+    for number in range(1, 21):  # all at once: none of them is before the slow stage yet
+        course.ask(number, deadline=0.5)
+    course.until(3)
+    answered = [number for number, answer in course.answers.items() if isinstance(answer, dict)]
+    assert answered == [0, 1, 2, 3, 4]
+    assert course.scheduler.tally.outcomes["expired"] == 0
+
+
 def test_a_cost_that_was_once_too_high_does_not_shut_the_door_for_ever():
     course = Course(line(max_batch=1), work=lambda size: course.costs_next.pop(0))
     course.costs_next = [20.0, *[0.1] * 50]
