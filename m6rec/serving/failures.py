@@ -71,10 +71,18 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
     return failure(error)
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["allow"] = _allowed(request)
     return fault(error.status_code, WORDS.get(error.status_code, "request"), str(error.detail), **headers)
+
+
+def _allowed(request: Request) -> str:
+    """Return all methods of a path: each is a route of its own, and the router names the first one's."""
+    template = getattr(request.scope.get("route"), "path_format", "")
+    return ", ".join(sorted(method.upper() for method in request.app.openapi()["paths"].get(template, {})))
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

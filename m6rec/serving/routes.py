@@ -45,7 +45,7 @@ ITEM_FAULTS: dict[int | str, dict[str, Any]] = {
 }
 EVENTS = "`piece` events with `text`, then one `answer` (or `error`) event."
 STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string", "description": EVENTS}}}}
+    200: {"content": {"text/event-stream": {"schema": {"type": "object", "description": EVENTS}}}}
 }
 UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 ItemId = Annotated[wire.Key, Path(examples=["teapot-7"])]

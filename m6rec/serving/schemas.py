@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MAX_EVENTS, MAX_CANDIDATES, MAX_ITEMS, MAX_TEXTS, MAX_TURNS = 10_000, 2_000, 1_000, 64, 500
 MAX_DEADLINE_MS = 60_000
@@ -10,15 +10,17 @@ MAX_DEADLINE_MS = 60_000
 Text = Annotated[str, StringConstraints(max_length=20_000)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# JSON has one kind of number: 10.0 is as whole as 10.
+WHOLE = BeforeValidator(lambda it: int(it) if isinstance(it, float) and it % 1 == 0 else it)
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Value = bool | Whole | Finite | Text | None
 Fields = Annotated[dict[Annotated[str, StringConstraints(max_length=100)], Value | list[Value]], Field(max_length=100)]
 
 
 class Wire(BaseModel):
-    """Whatever is sent: a field that nobody knows is a mistake."""
+    """Whatever is sent: a field that nobody knows is a mistake, and so is one of another type."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class EventIn(Wire):
@@ -40,7 +42,7 @@ HISTORY = Field(
     examples=[["red shirt", {"item": "g07", "verb": "buy", "time": 1700000000}, {"query": "warm shoes"}]],
 )
 Item = Key | Fields
-Deadline = Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)]
+Deadline = Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS), WHOLE]
 
 
 class Timed(Wire):
@@ -54,7 +56,7 @@ class Listed(Timed):
     """A request for a list of the catalogue's items."""
 
     history: History = HISTORY
-    k: int = Field(10, ge=1, le=1000, description="How many items.")
+    k: Annotated[int, Field(ge=1, le=1000), WHOLE] = Field(10, description="How many items.")
     exclude_history: bool = Field(True, description="Whether what the history holds is left out.")
     allow: Annotated[list[Key], Field(max_length=MAX_CANDIDATES)] | None = Field(None, description="No other items.")
     block: Annotated[list[Key], Field(max_length=MAX_CANDIDATES)] | None = Field(None, description="Never these.")
@@ -71,7 +73,7 @@ class RecommendIn(Listed):
 class RetrieveIn(Listed):
     """Ask for what is nearest in the catalogue, without a ranker."""
 
-    k: int = Field(100, ge=1, le=1000, description="How many items.")
+    k: Annotated[int, Field(ge=1, le=1000), WHOLE] = Field(100, description="How many items.")
 
 
 class RankIn(Timed):
@@ -110,7 +112,7 @@ class CreateIn(Timed):
 
     history: History | Annotated[list[list[Event]], Field(max_length=100)] = HISTORY
     kind: Annotated[str, StringConstraints(max_length=100)] = Field("title", examples=["title", "query"])
-    n: int = Field(1, ge=1, le=16, description="How many different ones at most.")
+    n: Annotated[int, Field(ge=1, le=16), WHOLE] = Field(1, description="How many different ones at most.")
     item: Item | None = Field(None, description="What it is about, for a kind that is about an item.")
     apart: float = Field(0.0, ge=0, le=1, description="Least share of their words that two do not have in common.")
     decoding: Decoding = Field(default_factory=dict)
@@ -151,7 +153,7 @@ class GenerateIn(Streamed):
 class ItemFields(Wire):
     """Whatever is known of an item."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[Annotated[str, StringConstraints(max_length=100)], Value | list[Value]] = Field(init=False)
     title: Annotated[Text, StringConstraints(min_length=1, pattern=r"\S")] = Field(examples=["yellow teapot"])
 
