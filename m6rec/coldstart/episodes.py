@@ -17,6 +17,9 @@ from m6rec.tasks.ranking_data import every_event, with_sampled_negatives
 SIZES = (0, 1, 2, 5, 10, 20)
 """Support sizes that every table shows."""
 
+FOLDS = 5
+"""Parts of the users that are learnt from; what is known of items when one is learnt from comes from the others."""
+
 Part = Literal["train", "valid", "test"]
 
 
@@ -52,6 +55,10 @@ class Episodes:
     def rows(self) -> NDArray[np.int64]:
         """``[num_events]`` the row of each event's user."""
         return np.repeat(np.arange(len(self)), self.lengths)
+
+    def folds(self) -> list[NDArray[np.bool_]]:
+        """Return the events of every :data:`FOLDS`-th user, ``[num_events]`` bool each; together they are all."""
+        return [self.rows % FOLDS == fold for fold in range(FOLDS)]
 
     def standard(self, mean: float, scale: float) -> NDArray[np.float64]:
         """Return ``[num_events]`` values in standard units."""

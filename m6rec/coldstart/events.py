@@ -64,13 +64,21 @@ class Rates:
         return self._shrunk(self.sums, self.counts, self.priors)
 
     def without_own(self, train: Episodes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return each event's item level and count as they are without that event's user.
+        """Return each event's item level and count as users outside the event's own fold have them.
 
         A user who is learnt from is part of the levels: with her own judgement in them, every item would give it away.
+        And so would an item without her alone: of two users of it, the one who said yes sees the lower level. In a
+        fold all see the same.
         """
-        own = train.standard(self.mean, self.scale) - self.form.mean - self.form.user_levels()[train.rows]
-        counts = self.counts[train.items] - 1
-        return self._shrunk(self.sums[train.items] - own, counts, self.priors[train.items]), counts
+        left = train.standard(self.mean, self.scale) - self.form.mean - self.form.user_levels()[train.rows]
+        levels, counts = np.empty(len(left)), np.empty(len(left))
+        for inside in train.folds():
+            others, items = ~inside, train.items[inside]
+            sums = np.bincount(train.items[others], left[others], minlength=len(self.counts)).astype(np.float64)
+            number = np.bincount(train.items[others], minlength=len(self.counts)).astype(np.float64)
+            levels[inside] = self._shrunk(sums[items], number[items], self.priors[items])
+            counts[inside] = number[items]
+        return levels, counts
 
     def _shrunk(
         self, sums: NDArray[np.float64], counts: NDArray[np.float64], priors: NDArray[np.float64]
@@ -174,7 +182,7 @@ class Padder:
         self.episodes, items = episodes, episodes.items
         if own:
             base, counts = rates.without_own(episodes)
-            taste = factors.without_own(episodes.rows, items, rates.left(episodes))
+            taste = factors.without_own(episodes.folds(), episodes.rows, items, rates.left(episodes))
         else:
             base, counts, taste = rates.items[items], rates.counts[items], factors.items()[items]
         self._columns = {

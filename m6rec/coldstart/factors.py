@@ -3,6 +3,7 @@
 The start of two-stage meta-learning, and a baseline by itself. Plain numpy. Knows no network and no split.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,12 @@ class Factors:
     Args:
         users: ``[num_users, dim]`` the learnt-from users' tastes.
         own: ``[num_items, dim]`` what judgements say of each item.
-        inverses: ``[num_items, dim, dim]`` inverse of each item's normal equations.
         counts: ``[num_items]`` judgements of each.
         text: ``[columns, dim]`` what features say of an item.
         features: ``[num_items, columns]``.
         turn: ``[dim, dim]`` to the directions that are said above.
         pull: ``[dim]`` how many judgements the prior (no taste in either way) weighs, along each direction.
+        shrink: judgements that pull an item's own vector to zero.
         strength: judgements that pull an item towards what its features say.
 
     Source: probabilistic matrix factorisation (Salakhutdinov and Mnih, 2007) on what a closed form of levels leaves.
@@ -34,12 +35,12 @@ class Factors:
 
     users: Numbers
     own: Numbers
-    inverses: Numbers
     counts: Numbers
     text: Numbers
     features: Numbers
     turn: Numbers
     pull: Numbers
+    shrink: float
     strength: float = 10.0
 
     @classmethod
@@ -70,9 +71,9 @@ class Factors:
         """
         own = np.random.default_rng(seed).normal(0, 0.1, (len(features), dim))
         for _ in range(rounds):
-            users, _ = _solved(rows, own[items], left, num_users, NOISE)
+            users = _solved(rows, own[items], left, num_users, NOISE)
             users /= np.maximum(np.sqrt((users**2).mean()), 1e-9)
-            own, inverses = _solved(items, users[rows], left, len(features), shrink)
+            own = _solved(items, users[rows], left, len(features), shrink)
         counts = np.bincount(items, minlength=len(features)).astype(np.float64)
         trust = (counts / (cls.strength + counts))[:, None]
         gram = (features * trust).T @ features + 100.0 * np.eye(features.shape[1])
@@ -81,7 +82,7 @@ class Factors:
         # Judgements, not items, are to be spread evenly: a step of the inner loop sees judgements.
         spread, axes = np.linalg.eigh(vectors[items].T @ vectors[items] / max(1, len(items)))
         spread = np.maximum(spread, 1e-6)
-        return cls(users, own, inverses, counts, text, features, axes / np.sqrt(spread), NOISE / spread)
+        return cls(users, own, counts, text, features, axes / np.sqrt(spread), NOISE / spread, shrink)
 
     def items(self) -> Numbers:
         """Return ``[num_items, dim]`` every item's vector; by its features where nobody judged it."""
@@ -92,21 +93,28 @@ class Factors:
         turned: Numbers = self.text @ self.turn
         return turned
 
-    def without_own(self, rows: NDArray[np.integer], items: NDArray[np.integer], left: Numbers) -> Numbers:
-        """Return ``[events, dim]`` each judgement's item as it would be without that judgement.
+    def without_own(
+        self,
+        folds: Sequence[NDArray[np.bool_]],
+        rows: NDArray[np.integer],
+        items: NDArray[np.integer],
+        left: Numbers,
+    ) -> Numbers:
+        """Return ``[events, dim]`` each judgement's item as users outside the judgement's own fold have it.
 
         Args:
+            folds: ``[events]`` bool each; together they are all.
             rows: as in ``fit``.
             items: as in ``fit``.
             left: as in ``fit``.
-
-        Source: one row less in least squares: Sherman and Morrison, 1950.
         """
-        user, own = self.users[rows], self.own[items]
-        lever = np.einsum("eab,eb->ea", self.inverses[items], user)
-        missed = left - (user * own).sum(1)
-        without = own - lever * (missed / np.maximum(1 - (user * lever).sum(1), 1e-6))[:, None]
-        return self._turned(without, self.counts[items] - 1, self.features[items])
+        found = np.empty((len(items), self.users.shape[1]))
+        for inside in folds:
+            others, asked = ~inside, items[inside]
+            own = _solved(items[others], self.users[rows[others]], left[others], len(self.counts), self.shrink)
+            counts = np.bincount(items[others], minlength=len(self.counts)).astype(np.float64)
+            found[inside] = self._turned(own[asked], counts[asked], self.features[asked])
+        return found
 
     def _turned(self, own: Numbers, counts: Numbers, features: Numbers) -> Numbers:
         trust = (counts / (self.strength + counts))[:, None]
@@ -114,10 +122,8 @@ class Factors:
         return turned
 
 
-def _solved(
-    names: NDArray[np.integer], inputs: Numbers, targets: Numbers, size: int, strength: float
-) -> tuple[Numbers, Numbers]:
-    """Return ``[size, dim]`` ridge solutions, one for each name, and the inverses ``[size, dim, dim]``."""
+def _solved(names: NDArray[np.integer], inputs: Numbers, targets: Numbers, size: int, strength: float) -> Numbers:
+    """Return ``[size, dim]`` ridge solutions, one for each name."""
     dim = inputs.shape[1]
     gram, right = np.empty((size, dim, dim)), np.empty((size, dim))
     for row in range(dim):
@@ -125,5 +131,5 @@ def _solved(
         for column in range(row + 1):
             products = np.bincount(names, inputs[:, row] * inputs[:, column], minlength=size)
             gram[:, row, column] = gram[:, column, row] = products
-    inverses: Numbers = np.linalg.inv(gram + strength * np.eye(dim)).astype(np.float64)
-    return np.einsum("nab,nb->na", inverses, right), inverses
+    solved: Numbers = np.linalg.solve(gram + strength * np.eye(dim), right[..., None])[..., 0].astype(np.float64)
+    return solved

@@ -96,9 +96,10 @@ class ModulationConfig:
     """What modulates: found by a search on the validation users, or one of its controls."""
     num_gates: tuple[int, ...] = (2, 4, 6)
     """Sizes of structure that the search compares; a random one has the middle size."""
-    predictor: Literal["mlp", "ladder"] = "mlp"
-    """The published network over features of item and user, or one whose every layer also reads a layer of the frozen
-    language model."""
+    predictor: Literal["mlp", "ladder", "lm"] = "mlp"
+    """The published network over features of item and user; one whose every layer also reads a layer of the frozen
+    language model; or the language model itself, whose layers the tuner `conditioned` modulates (with `tuner.ops` and
+    `tuner.gated` in place of a structure here)."""
     widths: tuple[int, ...] = (128, 64, 32)
     """Layers of the predictor; one position stands before each, and one before the output."""
     embedding: int = 32
@@ -204,13 +205,13 @@ class Modulated(nn.Module):
 
     def forward(self, table: ItemTable, batch: ColdBatch) -> Float[Tensor, "users events"]:
         """Return what users think of what is asked, in standard units."""
-        level = self._level(batch.support)
-        known = torch.cat([self._read(table, batch.support), (batch.support.values - level)[..., None]], dim=-1)
+        level = user_levels(batch.support)
+        known = torch.cat([read_items(table, batch.support), (batch.support.values - level)[..., None]], dim=-1)
         parameters = self.encoder(known, batch.support.keep)
         query = batch.query
         # A column of ones beside the profile, which may have none.
         own = self.user(F.pad(batch.profiles, (0, 1), value=1.0))[:, None].expand(-1, query.places.shape[1], -1)
-        hidden = torch.cat([self.item(self._read(table, query)), own], dim=-1)
+        hidden = torch.cat([self.item(read_items(table, query)), own], dim=-1)
         for position, layer in enumerate(self.layers):
             hidden = self._modulated(position, hidden, parameters)
             hidden = layer(F.dropout(hidden, self.config.dropout, self.training))
@@ -233,12 +234,13 @@ class Modulated(nn.Module):
             return 0.0
         return self.rungs[position](table.texts[query.places, min(position, table.texts.shape[1] - 1)])
 
-    @staticmethod
-    def _read(table: ItemTable, events: Events) -> Tensor:
-        return torch.cat([table.features(events.places), events.taste, events.means], dim=-1)
 
-    @staticmethod
-    def _level(support: Events) -> Float[Tensor, "users 1"]:
-        """Return each user's shrunk level, as the closed form has it."""
-        missed = ((support.values - support.base) * support.keep).sum(1)
-        return (missed / (5.0 + support.num_kept))[:, None]
+def read_items(table: ItemTable, events: Events) -> Float[Tensor, "users events width"]:
+    """Return everything that is known of events' items: features, taste, and what others say of them."""
+    return torch.cat([table.features(events.places), events.taste, events.means], dim=-1)
+
+
+def user_levels(support: Events) -> Float[Tensor, "users 1"]:
+    """Return each user's shrunk level, as the closed form has it."""
+    missed = ((support.values - support.base) * support.keep).sum(1)
+    return (missed / (5.0 + support.num_kept))[:, None]

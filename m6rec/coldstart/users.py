@@ -7,6 +7,7 @@ not trained. Knows no loop, no report and no file but its own.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m6rec.backbones.base import Backbone
+from m6rec.coldstart.conditioned import ConditionedReader
 from m6rec.coldstart.draws import Draw, Draws
 from m6rec.coldstart.episodes import Episodes, Part, Protocol
 from m6rec.coldstart.events import ColdBatch, Events, ItemTable, Padder, Rates, first
@@ -96,11 +98,12 @@ class ColdUsers(Task):
         self.known = Known(len(catalogue), backbone.hidden_size, layers, config.text_width, items, users, config.dim)
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
         self.found: Found | None = None
-        self.predictor: TwoStage | Modulated | None = None
+        self.predictor: TwoStage | Modulated | ConditionedReader | None = None
         self._material: Material | None = None
         self._users: dict[Part, Episodes] = {}
         self._padders: dict[Part, Padder] = {}
         self._draws: Draws | None = None
+        self._words: list[list[int]] | None = None
         # What two-stage meta-learning starts from; a loaded run has trained on.
         self._pull = torch.ones(config.dim)
 
@@ -124,7 +127,7 @@ class ColdUsers(Task):
         states = catalogue_states(backbone, task.tokenizer, catalogue.texts, layers, material.cache)
         task.known.read(states, catalogue.records)
         task._judge()
-        task.predictor = task._predictor(task._structure())
+        task.predictor = task._made(backbone)
         return task
 
     def _judge(self) -> None:
@@ -145,20 +148,42 @@ class ColdUsers(Task):
 
     @property
     def trains_backbone(self) -> bool:
-        """The texts are read once: no loss reaches the backbone."""
-        return False
+        """Whether the texts are read at every step; else they are read once, and no loss reaches the backbone."""
+        return isinstance(self.predictor, ConditionedReader)
 
     def users(self, part: Part) -> Episodes:
         """Return the users of a part."""
         built_over(self._material)
         return self._users[part]
 
+    @property
+    def _item_width(self) -> int:
+        return self.known.table.width + self.config.dim + 2
+
+    @property
+    def _reads(self) -> bool:
+        return self.config.method == "modulation" and self.config.modulation.predictor == "lm"
+
+    def _made(self, backbone: Backbone) -> TwoStage | Modulated | ConditionedReader:
+        if self._reads:
+            return ConditionedReader(self.config.modulation, self._item_width, backbone)
+        return self._predictor(self._structure())
+
+    def _predict(self, backbone: Backbone, batch: ColdBatch, table: ItemTable, more: Sequence[str] = ()) -> Tensor:
+        """Return what users think of what is asked; ``more`` are the words of items behind the catalogue's."""
+        assert self.predictor is not None
+        if not isinstance(self.predictor, ConditionedReader):
+            return self.predictor(table, batch)
+        if self._words is None:
+            self._words = self.tokenizer.texts(self.catalogue.texts)
+        return self.predictor(backbone, [*self._words, *self.tokenizer.texts(more)], table, batch)
+
     def _predictor(self, structure: Structure | None, soft: bool = False) -> TwoStage | Modulated:
         config, table, profile = self.config, self.known.table, len(self.known.users)
         if structure is None:
             return TwoStage(config.two_stage, table.width, profile, self._pull)
         layers = (table.texts.shape[1], table.texts.shape[2])
-        return Modulated(config.modulation, structure, table.width + config.dim + 2, profile, layers, soft)
+        return Modulated(config.modulation, structure, self._item_width, profile, layers, soft)
 
     def _structure(self) -> Structure | None:
         """Return the structure that the settings ask for; searched once, and kept in the cache."""
@@ -232,19 +257,17 @@ class ColdUsers(Task):
 
     def loss(self, backbone: Backbone, batch: ColdBatch) -> Loss:
         """Return the mean squared error of the queries."""
-        assert self.predictor is not None
-        error = squared_error(self.predictor(self.known.table, batch), batch)
+        error = squared_error(self._predict(backbone, batch, self.known.table), batch)
         return Loss(error, float(batch.query.keep.sum()), {"mse": error.item()})
 
     @torch.no_grad()
-    def predictions(self, part: Part, size: int) -> NDArray[np.float32]:
+    def predictions(self, backbone: Backbone, part: Part, size: int) -> NDArray[np.float32]:
         """Return ``[num_queries]`` what users of a part will say, in the log's own units, from ``size`` events each."""
-        assert self.predictor is not None
         self.eval()
         mean, scale = self.known.units.tolist()
         device = self.calibration.device
         batches = (batch.to(device) for batch in self.asked(part, size))
-        found = [self.predictor(self.known.table, batch)[batch.query.keep] for batch in batches]
+        found = [self._predict(backbone, batch, self.known.table)[batch.query.keep] for batch in batches]
         return (torch.cat(found) * scale + mean).float().cpu().numpy()
 
     def measure(
@@ -252,13 +275,13 @@ class ColdUsers(Task):
     ) -> dict[str, float] | None:
         """Return the curve over support sizes of users who were never learnt from (their number is small: all)."""
         part: Part = "test" if split == "test" else "valid"
-        return named(curve(lambda size: self.predictions(part, size), self.users(part), self.config.protocol, seed))
+        return named(curve(partial(self.predictions, backbone, part), self.users(part), self.config.protocol, seed))
 
     def finish(self, backbone: Backbone) -> None:
         """Fit probabilities of a yes to what validation users said, over all support sizes."""
         users, protocol = self.users("valid"), self.config.protocol
         labels = np.concatenate([users.labels[part] for part in protocol.queries(users)])
-        scores = np.stack([self.predictions("valid", size) for size in protocol.sizes()])
+        scores = np.stack([self.predictions(backbone, "valid", size) for size in protocol.sizes()])
         self.calibration.copy_(_calibrated(scores, np.broadcast_to(labels, scores.shape)))
 
     @torch.no_grad()
@@ -275,35 +298,34 @@ class ColdUsers(Task):
             user: profile and events.
             items: each candidate's position in the catalogue (``None`` = a stranger) and fields.
         """
-        assert self.predictor is not None
         if not items:
             return np.zeros(0, dtype=np.float32)
         self.eval()
         events = [event for event in user.events if isinstance(event.get("item"), Mapping)]
         records = [event["item"] for event in events]
         known = [(self.catalogue.find(str(record["key"])) if "key" in record else None, record) for record in records]
-        table, places = self._with_strangers(backbone, [*known, *items])
+        table, places, more = self._with_strangers(backbone, [*known, *items])
         values = torch.tensor([self._value(event) for event in events])
         support = self._events(table, places[: len(known)], values)
         profile = self.known.users([user.profile]).to(self.calibration.device)
         batch = ColdBatch(support, self._events(table, places[len(known) :]), profile)
         mean, scale = self.known.units.tolist()
-        score = self.predictor(table, batch)[0].float() * scale + mean
+        score = self._predict(backbone, batch, table, more)[0].float() * scale + mean
         slope, shift = self.calibration
         probabilities: NDArray[np.float32] = torch.sigmoid(slope * score + shift).cpu().numpy()
         return probabilities
 
     def _with_strangers(
         self, backbone: Backbone, items: Sequence[tuple[int | None, Mapping[str, Any]]]
-    ) -> tuple[ItemTable, list[int]]:
-        """Return the table with unknown items behind the catalogue's, and every item's place in it."""
+    ) -> tuple[ItemTable, list[int], list[str]]:
+        """Return the table with unknown items behind the catalogue's, every item's place in it, and their words."""
         strangers = [record for place, record in items if place is None]
         table, size = self.known.table, len(self.known.texts)
+        texts = [self.renderer.item(record) for record in strangers]
         if strangers:
-            texts = [self.renderer.item(record) for record in strangers]
             table = table.and_also(self.known.strangers(backbone, self.tokenizer, texts, strangers))
         numbers = iter(range(size, size + len(strangers)))
-        return table, [next(numbers) if place is None else place for place, _ in items]
+        return table, [next(numbers) if place is None else place for place, _ in items], texts
 
     def _value(self, event: Mapping[str, Any]) -> float:
         """Return an event's value in standard units; that of a yes where it has none."""
@@ -334,7 +356,7 @@ class ColdUsers(Task):
 
     def restore(self, folder: Path, backbone: Backbone) -> None:
         """Read what ``save`` wrote into a task over the same dataset."""
-        self._take(read_names(folder))
+        self._take(read_names(folder), backbone)
         load_heads(self, folder)
 
     @classmethod
@@ -343,13 +365,16 @@ class ColdUsers(Task):
         names = read_names(folder)
         columns = [Attributes(tuple(names["attributes"][of])) for of in ("items", "users")]
         task = cls(config, Catalogue.load(folder / "catalogue", encoded=False), renderer, backbone, *columns)
-        task._take(names)
+        task._take(names, backbone)
         load_heads(task, folder)
         return task
 
-    def _take(self, names: Mapping[str, Any]) -> None:
-        gates = names["structure"]
-        self.predictor = self._predictor(None if gates is None else Structure(tuple(map(tuple, gates))))
+    def _take(self, names: Mapping[str, Any], backbone: Backbone) -> None:
+        if self._reads:
+            self.predictor = self._made(backbone)
+        else:
+            gates = names["structure"]
+            self.predictor = self._predictor(None if gates is None else Structure(tuple(map(tuple, gates))))
 
 
 def _calibrated(scores: NDArray[np.float32], labels: NDArray[np.float32]) -> Tensor:

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from m6rec.assemble import build
+from m6rec.coldstart.conditioned import choose, tuner_words
 from m6rec.coldstart.events import ColdBatch
 from m6rec.coldstart.meta import TwoStage
+from m6rec.coldstart.modulation import Structure
 from m6rec.coldstart.online import Online
 from m6rec.coldstart.support import curve
 from m6rec.coldstart.users import ColdUsers
@@ -27,16 +29,26 @@ from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
 from m6rec.data.store import Dataset
 
-NUDGED = "task.method=modulation"
+MODULATED = "task.method=modulation"
+CONTROLS = ("none", "film", "all", "random")
 ARMS: dict[str, tuple[str, ...]] = {
     "two_stage": (),
     "two_stage_first_order": ("task.two_stage.second_order=false",),
     "two_stage_adapter": ("task.two_stage.part=adapter",),
-    **{f"coldnas_{name}": (NUDGED, f"task.modulation.structure={name}") for name in ("none", "film", "all", "random")},
-    "coldnas_searched": (NUDGED,),
-    "coldnas_ladder_film": (NUDGED, "task.modulation.predictor=ladder", "task.modulation.structure=film"),
-    "coldnas_ladder_searched": (NUDGED, "task.modulation.predictor=ladder"),
+    **{
+        f"coldnas_{name}": (MODULATED, f"task.modulation.structure={name}")
+        for name in ("none", "film", "all", "random")
+    },
+    "coldnas_searched": (MODULATED,),
+    "coldnas_ladder_film": (MODULATED, "task.modulation.predictor=ladder", "task.modulation.structure=film"),
+    "coldnas_ladder_searched": (MODULATED, "task.modulation.predictor=ladder"),
 }
+# The language model reads every asked item's words for every user: a small one, fewer questions, and the same for all.
+LM = (
+    *(MODULATED, "task.modulation.predictor=lm", "backbone.name=foundation", "training.num_epochs=2"),
+    *("task.queries=6", "task.draws=4", "task.protocol.max_queries=30", "training.lr=1e-3"),
+)
+LM_GATES = (2, 4, 8)
 SHOWN = ("within_user_auc", "auc", "ndcg@10", "mse")
 RIDGES = (10.0, 30.0, 100.0, 300.0, 1000.0)
 Curve = dict[int, dict[str, float]]
@@ -65,7 +77,8 @@ def one_seed(bench: Bench, dataset: Dataset, seed: int) -> dict[str, Any]:
         part = bench.once(f"cold-users-{seed}-{arm}", partial(one_arm, bench, dataset, seed, arm, words))
         curves |= part["curves"]
         notes |= part["notes"]
-    return {"curves": curves, "notes": notes, "users": part["users"]}
+    language = bench.once(f"cold-users-{seed}-lm", partial(language_arms, bench, dataset, seed))
+    return {"curves": curves | language["curves"], "notes": notes | language["notes"], "users": part["users"]}
 
 
 def one_arm(bench: Bench, dataset: Dataset, seed: int, arm: str, words: tuple[str, ...]) -> dict[str, Any]:
@@ -75,13 +88,13 @@ def one_arm(bench: Bench, dataset: Dataset, seed: int, arm: str, words: tuple[st
     experiment = bench.train("cold-users", dataset, f"cold-users-{arm}", seed, words)
     task = experiment.task
     assert isinstance(task, ColdUsers)
-    curves = {arm: curve_of(task, partial(task.predictions, "test"))}
+    curves = {arm: curve_of(task, partial(task.predictions, experiment.backbone, "test"))}
     if arm == "two_stage":
         curves |= stages(task) | closed_forms(task)
         # Directions from joint training of all users that are learnt from; nothing but the inner loop at the test.
         untrained = build(experiment.recipe).task
         assert isinstance(untrained, ColdUsers)
-        curves["joint_finetuned"] = curve_of(untrained, partial(untrained.predictions, "test"))
+        curves["joint_finetuned"] = curve_of(untrained, partial(untrained.predictions, experiment.backbone, "test"))
     notes = {}
     if task.found is not None:
         structure = task.found.structure
@@ -90,6 +103,34 @@ def one_arm(bench: Bench, dataset: Dataset, seed: int, arm: str, words: tuple[st
         "curves": curves,
         "notes": notes,
         "users": {part: len(task.users(part)) for part in ("train", "valid", "test")},
+    }
+
+
+def language_arms(bench: Bench, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """Return the curves of ColdNAS on the language model: a structure an operation and a layer, and its controls."""
+
+    def train(arm: str, *words: str) -> tuple[ColdUsers, Any]:
+        found = bench.train("cold-users", dataset, f"cold-users-lm_{arm}", seed, words)
+        assert isinstance(found.task, ColdUsers)
+        return found.task, found.backbone
+
+    conditioned = ("task.threshold=4", *LM, "tuner.name=conditioned")
+    task, supernet = train("supernet", *conditioned, 'tuner.ops=["max+min+mul+add"]', "tuner.gated=true")
+    structure = choose(supernet, LM_GATES, lambda: task.measure(supernet, "valid")["mse"])
+    layers, rng = len(structure.gates), np.random.default_rng(seed)
+    arms = {
+        "none": ("task.threshold=4", *LM),
+        "film": (*conditioned, tuner_words(Structure.film(layers))),
+        "random": (*conditioned, tuner_words(Structure.random(layers, structure.size, rng))),
+        "searched": (*conditioned, tuner_words(structure)),
+    }
+    curves = {"lm_closed_form": curve_of(task, partial(scored, task, "test", score=level))}
+    for arm, words in arms.items():
+        one, backbone = train(arm, *words)
+        curves[f"lm_{arm}"] = curve_of(one, partial(one.predictions, backbone, "test"))
+    return {
+        "curves": curves,
+        "notes": {"lm_searched": {"structure": str(structure), "collapsed": structure.is_collapsed}},
     }
 
 
@@ -177,10 +218,8 @@ def figures(curves: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
         own = curves["two_stage"][size]["within_user_auc"]
         for rival in ("closed_form", "ridge", "joint_finetuned"):
             found[f"within_user_minus_{rival}_at_{size}"] = own - curves[rival][size]["within_user_auc"]
-    for predictor in ("", "ladder_"):
-        rival = "random" if not predictor else "ladder_film"
-        searched, other = (curves[f"coldnas_{name}"]["20"]["mse"] for name in (f"{predictor}searched", rival))
-        found[f"{predictor}searched_minus_{rival}_mse_at_20"] = searched - other
+    for searched, rival in (("coldnas_searched", "coldnas_random"), ("lm_searched", "lm_random")):
+        found[f"{searched}_minus_random_mse_at_20"] = curves[searched]["20"]["mse"] - curves[rival]["20"]["mse"]
     return found
 
 

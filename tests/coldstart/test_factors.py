@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from m6rec.coldstart.events import Rates
-from m6rec.coldstart.factors import Factors, _solved
+from m6rec.coldstart.factors import Factors
 from tests.coldstart.toy import episodes
 
 
@@ -32,16 +32,16 @@ def test_judgements_are_spread_evenly_and_apart(planted):
     assert vectors.T @ vectors / len(vectors) == pytest.approx(np.eye(2), abs=1e-6)
 
 
-def test_one_judgement_less_is_a_fit_without_it(planted):
+def test_a_judgement_is_of_an_item_as_other_folds_have_it(planted):
     rows, places, left, _ = planted
     found = fit(planted)
-    # The items' last turn once more, without judgement 7.
-    kept = np.arange(len(rows)) != 7
-    users = found.users
-    own, _ = _solved(places[kept], users[rows[kept]], left[kept], 40, 1.0)
-    trust = (found.counts[places[7]] - 1) / (found.strength + found.counts[places[7]] - 1)
-    expected = trust * own[places[7]] @ found.turn
-    assert found.without_own(rows, places, left)[7] == pytest.approx(expected, abs=1e-8)
+    inside = rows % 3 == 0
+    one, other = found.without_own([inside, ~inside], rows, places, left), found.items()
+    # What its own fold says of an item changes nothing for that fold.
+    turned = np.where(inside, -left, left)
+    assert found.without_own([inside, ~inside], rows, places, turned)[inside] == pytest.approx(one[inside])
+    assert one == pytest.approx(other[places], abs=1.0)
+    assert not np.allclose(one, other[places], atol=1e-3)
 
 
 def test_an_item_that_nobody_judged_goes_by_its_features():
@@ -57,11 +57,16 @@ def test_an_item_that_nobody_judged_goes_by_its_features():
     assert (features[:1] @ found.strangers())[0] == pytest.approx(found.items()[0])
 
 
-def test_an_item_level_without_its_own_judgement_does_not_know_it():
+def test_nobody_sees_what_her_own_fold_says_of_an_item():
     users, attributes = episodes(20, 5, 9, num_items=30), np.zeros((30, 1))
     rates = Rates.of(users, attributes)
     levels, counts = rates.without_own(users)
-    assert np.array_equal(counts, rates.counts[users.items] - 1)
+    for inside in users.folds():
+        others = np.bincount(users.items[~inside], minlength=30)
+        assert np.array_equal(counts[inside], others[users.items[inside]])
+        # All users of a fold see one level, so that it cannot tell who of them said yes.
+        for item in np.unique(users.items[inside]):
+            assert len(np.unique(levels[inside & (users.items == item)])) == 1
     alone = counts == 0
     assert alone.any()
     assert levels[alone] == pytest.approx(rates.form.mean)

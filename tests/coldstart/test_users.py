@@ -76,7 +76,7 @@ class TestRun:
         experiment, recommender = open_experiment(run), load(run)
         task, keys = experiment.task, recommender.run.task.catalogue.keys
         users, size = task.users("test"), 2
-        scores = task.predictions("test", size)
+        scores = task.predictions(experiment.backbone, "test", size)
         part = next(iter(task.config.protocol.supports(users, size)))
         query = task.config.protocol.queries(users)[0]
         history = [
