@@ -137,9 +137,6 @@ class TestStreams:
         assert events[-1][0] == "error"
         assert events[-1][1]["error"]["type"] == "stage"
 
-    def test_only_one_text_at_a_time(self, client):
-        fault(client.post("/v1/generate", json={"text": ["a", "b"], "stream": True}), 422, "request")
-
 
 def read_events(text):
     parts = [part.split("\n") for part in text.strip().split("\n\n")]
