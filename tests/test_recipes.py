@@ -28,6 +28,7 @@ SMALL = {
     **dict.fromkeys(("foundation", "pretrain", "pretrain-small"), _PRETRAINING),
     **dict.fromkeys(("explanation", "title", "query", "description"), _WRITING),
     "ranking": _RANKING,
+    "cold-items": [*_RANKING, "task.phases.shots=1", "task.phases.min_queries=2"],
     "ranking-late": [*_RANKING, "late_interaction.layers=1"],
     "ranking-option": [*_RANKING, "tuner.budget=20%", "tuner.num_virtual_tokens=4"],  # of a tiny backbone
     "ranking-scenes": _RANKING,
@@ -45,6 +46,7 @@ ANSWERS = {
     "retrieval": lambda recommender, titles: len(recommender.recommend(titles[:2], k=3)) == 3,
     "ranking": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
     "zeroshot": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
+    "cold-items": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
     "cold-users": lambda recommender, titles: len(recommender.recommend(titles[:2], k=3)) == 3,
     "explanation": lambda recommender, titles: recommender.explain(titles[:2], titles[2]).item.title == titles[2],
     "title": lambda recommender, titles: set(recommender.create(titles, "title")[0].answers) == {"category", "title"},

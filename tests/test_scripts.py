@@ -37,6 +37,7 @@ NEEDS_DATA = [
     "edge",
     "frontier",
     "serving",
+    "cold-items",
     "cold-users",
     "distillation",
 ]

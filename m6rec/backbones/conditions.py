@@ -5,6 +5,7 @@ backbone *given* the conditions; nothing is kept from one batch to the next, so 
 may run at the same time. This module knows no tuner, no task, and no way to make a condition.
 """
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,9 +55,10 @@ class Conditions:
         return cls(vectors, torch.nn.functional.pad(branches, (1, 0), value=-1))
 
     @cached_property
-    def has_trunk(self) -> bool:
-        """Whether anything but branches stands under a condition."""
-        return bool((self.numbers[:, 0] >= 0).any())
+    def digests(self) -> list[bytes]:
+        """A hash of each condition: what is kept under one is found by it, whatever its number is next time."""
+        rows = self.vectors.detach().float().cpu().numpy()
+        return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
 
     def of(self, batch: TokenBatch) -> Int[Tensor, "batch regions"]:
         """Return the numbers of a batch's rows.
@@ -87,6 +89,16 @@ def of_tokens(batch: TokenBatch, since: int = 0) -> Int[Tensor, "batch tokens"]:
             f"got a batch of {int(branches.max())} branches under the conditions of {regions - 1}, expected as many"
         )
     return batch.conditions.gather(1, branches)
+
+
+class GivenBackbone(WrappedBackbone):
+    """A backbone under conditions each of which reaches its own tokens alone, so that what it reads can be kept apart.
+
+    Attributes:
+        conditions: of the batch that it reads.
+    """
+
+    conditions: Conditions
 
 
 class ConditionBackbone(WrappedBackbone):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from m6rec.backbones.anatomy import part
 from m6rec.backbones.base import Backbone, WrappedBackbone
+from m6rec.backbones.conditions import GivenBackbone
 from m6rec.backbones.scenes import SceneBackbone
 from m6rec.errors import BackboneError
 from m6rec.late_interaction.config import LateInteractionConfig
@@ -58,6 +59,19 @@ class LateBackbone(WrappedBackbone):
         table = torch.zeros(self.config.max_segments, inner.hidden_size, device=inner.control.device)
         self.segment_embedding = nn.Embedding.from_pretrained(table, freeze=False)
         self.train(inner.training)
+
+    def around(self, inner: Backbone) -> WrappedBackbone:
+        """Return a view of this backbone around ``inner``, given conditions: a segment is read alone under its own.
+
+        Raises:
+            BackboneError: conditions that reach beyond their tokens, such as prompts.
+        """
+        if not isinstance(inner, GivenBackbone):
+            raise BackboneError(
+                "got late interaction under conditions that stand before the text, expected such as change each token "
+                "by itself, for a kept segment is read alone; take tuner.form=modulation or lora"
+            )
+        return super().around(inner)
 
     def cut(self, batch: TokenBatch) -> tuple[TokenBatch, Segments]:
         """Return a batch with what is read before every text, and its segments.

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from m6rec.backbones.base import Backbone, Head, WrappedBackbone
+from m6rec.backbones.conditions import GivenBackbone
 from m6rec.backbones.past import Past, read, read_ends, read_on
 from m6rec.errors import CacheError
 from m6rec.late_interaction.backbone import LateBackbone
@@ -149,7 +151,7 @@ class LateScorer(WrappedBackbone):
         """Have a batch's distinct segments in the cache, without any joint layer; return their keys."""
         table = self.inner.cut(batch)[1].table
         self.vectors(table)
-        return [key for key, below in zip(_keys(table), self.inner.below(table).tolist(), strict=True) if below]
+        return [key for key, below in zip(self._keys(table), self.inner.below(table).tolist(), strict=True) if below]
 
     def vectors(self, table: SegmentTable) -> Float[Tensor, "segments vectors hidden"]:
         """Return what each segment hands on: from the cache, or read now and kept."""
@@ -160,7 +162,7 @@ class LateScorer(WrappedBackbone):
         return padded.to(self.control.device, next(self.inner.model.parameters()).dtype)
 
     def _from_cache(self, table: SegmentTable) -> list[States]:
-        keys = _keys(table)
+        keys = self._keys(table)
         cached = [key for key, below in zip(keys, self.inner.below(table).tolist(), strict=True) if below]
         known = zip(cached, self.cache.get_many(cached), strict=True)
         found = {key: states for key, states in known if states is not None}
@@ -172,6 +174,19 @@ class LateScorer(WrappedBackbone):
             found |= fresh | self.cache.put_many({key: fresh[key] for key in cached if key in fresh})
         return [found[key] for key in keys]
 
+    def _keys(self, table: SegmentTable) -> list[bytes]:
+        """Return the segments' keys; a condition is part of its segments'."""
+        ids, ends, targets = table.ids.cpu().numpy(), table.lengths.tolist(), table.is_target.tolist()
+        keys = [segment_key(row[:end], target) for row, end, target in zip(ids, ends, targets, strict=True)]
+        return [key + self._condition(number) for key, number in zip(keys, table.conditions.tolist(), strict=True)]
+
+    def _condition(self, number: int) -> bytes:
+        inner = self.inner.inner
+        return inner.conditions.digests[number] if number >= 0 and isinstance(inner, GivenBackbone) else b""
+
+    def _condition_of_trunk(self, tokens: TokenBatch) -> bytes:
+        return b"" if tokens.conditions is None else self._condition(int(tokens.conditions[0, 0]))
+
     def _read_trunks(
         self, tokens: TokenBatch, hidden: Float[Tensor, "batch columns hidden"], lead: int
     ) -> tuple[Float[Tensor, "batch trunk hidden"], Past]:
@@ -179,17 +194,20 @@ class LateScorer(WrappedBackbone):
         in_trunk = tokens.keep & (tokens.branches == 0)
         # A hidden column stands for a trunk where no row has one.
         width = max(lead + 1, int(in_trunk.sum(1).max()))
-        fields = {name: value[:, lead:width] for name, value in vars(tokens).items() if value is not None}
+        columns = {name: value for name, value in vars(tokens).items() if value is not None and name != "conditions"}
+        fields = {name: value[:, lead:width] for name, value in columns.items()}
         fields |= {"keep": in_trunk[:, lead:width], "positions": fields["positions"] - lead}
         fields["branches"] = torch.zeros_like(fields["branches"])
         trunk, entering = TokenBatch(**fields), hidden[:, :width]
         walk = range(self.inner.num_alone, self.num_layers)
         if trunk.size != 1 or not self.num_trunks:
             return read(self.inner.inner, trunk, entering, walk)
-        key = _digest(entering.float(), trunk.blocks, trunk.positions, trunk.keep)
+        key = _digest(entering.float(), trunk.blocks, trunk.positions, trunk.keep) + self._condition_of_trunk(tokens)
         with self._lock:
             found = self._trunks.pop(key, None)
         found = read(self.inner.inner, trunk, entering, walk) if found is None else found
+        # Numbers of conditions are this request's, whichever read the trunk.
+        found = found[0], replace(found[1], tokens=replace(found[1].tokens, conditions=tokens.conditions))
         with self._lock:
             self._trunks[key] = found
             while len(self._trunks) > self.num_trunks:
@@ -200,11 +218,6 @@ class LateScorer(WrappedBackbone):
 def served(backbone: Backbone) -> Backbone:
     """Return a trained backbone as it is served: one with late interaction behind a cache, any other as it is."""
     return LateScorer(backbone) if isinstance(backbone, LateBackbone) else backbone
-
-
-def _keys(table: SegmentTable) -> list[bytes]:
-    ids, lengths, targets = table.ids.cpu().numpy(), table.lengths.tolist(), table.is_target.tolist()
-    return [segment_key(row[:end], target) for row, end, target in zip(ids, lengths, targets, strict=True)]
 
 
 def _digest(*tensors: Tensor) -> bytes:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from m6rec.backbones.conditions import of_tokens
 from m6rec.errors import BackboneError
 from m6rec.text.batch import TokenBatch
 
@@ -17,15 +18,17 @@ from m6rec.text.batch import TokenBatch
 class SegmentTable:
     """Distinct segments, one a row.
 
-    Two segments are the same where their tokens are, and the region that they are read in.
+    Two segments are the same where their tokens are, the region that they are read in, and their condition.
 
     Args:
         ids: ``[segments, width]`` token ids, -1 behind a segment's end.
         is_target: whether a segment is read forward, in a branch.
+        conditions: number of the condition that a segment is read under, -1 = none.
     """
 
     ids: Int[Tensor, "segments width"]
     is_target: Bool[Tensor, " segments"]
+    conditions: Int[Tensor, " segments"]
 
     @property
     def lengths(self) -> Int[Tensor, " segments"]:
@@ -34,7 +37,7 @@ class SegmentTable:
 
     def take(self, rows: Int[Tensor, " rows"]) -> "SegmentTable":
         """Return some segments."""
-        return SegmentTable(self.ids[rows], self.is_target[rows])
+        return SegmentTable(self.ids[rows], self.is_target[rows], self.conditions[rows])
 
     def batch(self) -> TokenBatch:
         """Return the segments as rows of a batch, each counting its positions from its own start."""
@@ -46,6 +49,7 @@ class SegmentTable:
             positions=torch.arange(ids.shape[1], device=ids.device).expand_as(ids),
             blocks=zero,
             branches=zero + self.is_target[:, None],
+            conditions=self.conditions[:, None],
         )
 
 
@@ -81,12 +85,15 @@ def cut(batch: TokenBatch) -> Segments:
     runs = (starts.flatten().cumsum(0) - 1).clamp(min=0).view_as(batch.ids)
     column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     offset = (column - (column * starts).cummax(1).values).masked_fill(~batch.keep, 0)
-    size = max(1, int(starts.sum())), 2 + int(offset.max())
+    size = max(1, int(starts.sum())), 3 + int(offset.max())
     table = batch.ids.new_full(size, -1)
     table[runs[batch.keep], 0] = (batch.branches[batch.keep] > 0).long()
-    table[runs[batch.keep], 1 + offset[batch.keep]] = batch.ids[batch.keep]
+    if batch.conditions is not None:
+        table[runs[batch.keep], 1] = of_tokens(batch)[batch.keep]
+    table[runs[batch.keep], 2 + offset[batch.keep]] = batch.ids[batch.keep]
     distinct, which = table.unique(dim=0, return_inverse=True)
-    return Segments(SegmentTable(distinct[:, 1:], distinct[:, 0] > 0), which[runs], offset, _path(batch, starts))
+    found = SegmentTable(distinct[:, 2:], distinct[:, 0] > 0, distinct[:, 1])
+    return Segments(found, which[runs], offset, _path(batch, starts))
 
 
 def _path(batch: TokenBatch, starts: Bool[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
@@ -141,9 +148,10 @@ def join(batch: TokenBatch, segments: Segments, counts: Int[Tensor, " segments"]
     stands = batch.keep & ((segments.offset + 1) * count // length != vector)
     width = max(1, int(stands.sum(1).max()))
     columns = (~stands).sort(dim=1, stable=True).indices[:, :width]
-    fields = {name: value.gather(1, columns) for name, value in vars(batch).items() if value is not None}
+    whole = {name: value for name, value in vars(batch).items() if value is not None and name != "conditions"}
+    fields = {name: value.gather(1, columns) for name, value in whole.items()}
     return Junction(
-        tokens=TokenBatch(**{**fields, "keep": stands.gather(1, columns)}),
+        tokens=TokenBatch(**{**fields, "keep": stands.gather(1, columns)}, conditions=batch.conditions),
         segment=segments.owner.gather(1, columns),
         vector=vector.gather(1, columns),
         path=segments.path.gather(1, columns),

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m6rec.backbones.base import Backbone, WrappedBackbone
+from m6rec.backbones.base import Backbone
 from m6rec.backbones.cache import LayerCache
-from m6rec.backbones.conditions import ConditionBackbone, Conditions, of_tokens
+from m6rec.backbones.conditions import ConditionBackbone, Conditions, GivenBackbone, of_tokens
 from m6rec.errors import BackboneError, ConfigError, TunerError
 from m6rec.nn.modulation import OPS, Hypernetwork, Op, low_rank, modulate
 from m6rec.text.batch import TokenBatch
@@ -183,7 +183,7 @@ class ConditionedBackbone(ConditionBackbone):
         return ChangedUnder(self.inner, self.change, parts, conditions)
 
 
-class ChangedUnder(WrappedBackbone):
+class ChangedUnder(GivenBackbone):
     """A frozen backbone whose states each layer's change moves, for every token under its own condition.
 
     The number of each row's condition travels with the batch (``TokenBatch.conditions``), so that rows may be kept,
