@@ -29,6 +29,9 @@ def serve(
     keep_requests: Annotated[
         bool, typer.Option("--keep-requests", help="Log the requests themselves as well; they are personal.")
     ] = False,
+    warm: Annotated[
+        Path | None, typer.Option(help="A log that keeps requests: hold what ranking them asks for most in memory.")
+    ] = None,
     page: Annotated[bool, typer.Option(help="A page to look at, at /page; needs the extra `page`.")] = True,
     deadline_ms: Annotated[float, typer.Option(help="How long a request may take that does not say so.")] = 1000.0,
 ) -> None:
@@ -44,7 +47,7 @@ def serve(
 
     limits = AppConfig(deadline_ms=deadline_ms)
     chosen = ServerConfig(
-        tuple(runs), executor, index, plan, items_log, api_keys, log, keep_requests=keep_requests, page=page, app=limits
+        tuple(runs), executor, index, plan, items_log, api_keys, log, keep_requests, warm, page, app=limits
     )
     with bind(host, port) as address:
         served = open_server(chosen)

@@ -162,6 +162,21 @@ def read_log(path: str | Path) -> RequestLog:
     return RequestLog(head, tuple(sorted(requests, key=lambda logged: logged.at)))
 
 
+def kept_requests(log: RequestLog) -> list[Mapping[str, Any]]:
+    """Return the requests for recommendations that were answered, as they were.
+
+    Raises:
+        DataError: the log keeps none.
+    """
+    answered = (logged for logged in log.requests if logged.kind == "recommend" and logged.outcome == "answered")
+    found = [logged.request for logged in answered if logged.request is not None]
+    if not found:
+        raise DataError(
+            "the log keeps no requests for recommendations; log with: m6rec serve RUN --log LOG --keep-requests"
+        )
+    return found
+
+
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8") as file:

@@ -22,12 +22,12 @@ from m6rec.serving.app import AppConfig, make_app
 from m6rec.serving.catalogue import ServedCatalogue
 from m6rec.serving.executors import EXECUTORS
 from m6rec.serving.executors.base import Executor
-from m6rec.serving.graphs import GraphConfig, recommender_graph
+from m6rec.serving.graphs import GraphConfig, recommender_graph, warm
 from m6rec.serving.page.lazy import LazyPage
 from m6rec.serving.page.mount import has_page, page_app
 from m6rec.serving.plan import Plan, read_plan
 from m6rec.serving.planned import with_plan
-from m6rec.serving.request_log import LoggedExecutor, RequestLogger, timed
+from m6rec.serving.request_log import LoggedExecutor, RequestLogger, kept_requests, read_log, timed
 from m6rec.serving.security import Gate, read_keys
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ class ServerConfig:
     """Where requests are logged for ``m6rec plan``; null = nowhere."""
     keep_requests: bool = False
     """Whether that log keeps the requests themselves, which are personal."""
+    warm: Path | None = None
+    """A log that keeps requests: what ranking them asks for most is held in memory from the start; speed only."""
     page: bool = True
     """Whether there is a page, where the extra for it is installed."""
     app: AppConfig = field(default_factory=AppConfig)
@@ -81,6 +83,8 @@ def open_server(config: ServerConfig) -> FastAPI:
     elif config.items_log is not None:
         raise ConfigError("got an items log, expected none: no run here retrieves, so there is no catalogue to change")
     graph = recommender_graph(recommender, with_plan(GraphConfig(), plan))
+    if config.warm is not None:
+        logger.info("%d segments are hot", warm(graph, kept_requests(read_log(config.warm))))
     if config.log is not None and plan.threads == 1:
         graph = timed(graph)
     executor: Executor = EXECUTORS.load(config.executor)(graph)

@@ -11,6 +11,7 @@ from m6rec.errors import ConfigError, DataError, StageError
 from m6rec.late_interaction.cache import CacheConfig
 from m6rec.serving.executors.local import LocalExecutor
 from m6rec.serving.graphs import GraphConfig, TierConfig, recommender_graph, warm
+from m6rec.serving.request_log import LoggedExecutor, RequestLogger, kept_requests, read_log
 from m6rec.serving.shedding import Rung
 from m6rec.serving.stage import StagePlan
 from m6rec.serving.stages.filter import FilterConfig
@@ -272,6 +273,23 @@ def test_a_warm_hot_set_answers_the_same_and_reads_nothing_anew(retrieval_run, l
     assert graph.tiers()["hot"]["misses"] == before["hot"]["misses"]
     assert graph.tiers()["memory"] == before["memory"]
     assert answers[0]["trace"]["rank"]["segments_cached"] == answers[0]["trace"]["rank"]["segments"]
+
+
+def test_a_request_log_warms_a_server_up(recommender, tmp_path):
+    graph = recommender_graph(recommender)
+
+    async def traffic():
+        executor = LoggedExecutor(LocalExecutor(graph), RequestLogger(tmp_path / "log", keep_requests=True))
+        await executor.start()
+        await executor.submit({"history": HISTORY}, deadline_ms=SLOW)
+        with pytest.raises(DataError):
+            await executor.submit({"history": 3}, deadline_ms=SLOW)
+        await executor.drain(5)
+
+    asyncio.run(traffic())
+    requests = kept_requests(read_log(tmp_path / "log"))
+    assert requests == [{"history": HISTORY}]
+    assert warm(graph, requests) == len(graph.models.segments.hot) > 10
 
 
 def test_a_poisoned_cache_file_costs_no_request(retrieval_run, late_run, tmp_path):
