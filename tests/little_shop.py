@@ -36,6 +36,11 @@ SMALL = {
     "zeroshot": ["task.max_events=6", "task.candidates=5"],
     "fewshot": ["task.max_events=6", "task.shots=8", "training.batch_size=4", "training.max_steps=3"],
 }
+SMALL["cold-users"] = [
+    *("task.threshold=4", "task.protocol.support=4", "task.protocol.min_queries=2", "task.text_width=8"),
+    *("task.attributes=12", "task.dim=3", "task.two_stage.hidden=8", "task.draws=3", "training.batch_size=16"),
+    *("task.modulation.widths=[8,6]", "task.modulation.embedding=6", "task.modulation.hidden=16"),
+]
 SMALL["rocketqa"] = [*SMALL["retrieval"], "dense.hard.depth=8"]
 """Words that make each recipe small enough for a test."""
 

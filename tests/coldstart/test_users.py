@@ -11,17 +11,12 @@ from m6rec.coldstart.traits import Attributes, LayerReader
 from m6rec.data.store import Dataset
 from m6rec.errors import DataError
 from m6rec.recipe import read_recipe
-from tests.little_shop import prepare_shop, shop_events
-
-SMALL = [
-    *("task.threshold=4", "task.protocol.support=4", "task.protocol.min_queries=2", "task.text_width=8"),
-    *("task.attributes=12", "task.dim=3", "task.two_stage.hidden=8", "task.draws=3", "training.batch_size=16"),
-    *("task.modulation.widths=[8,6]", "task.modulation.embedding=6", "task.modulation.hidden=16"),
-]
+from tests.little_shop import SMALL, prepare_shop, shop_events
 
 
 def recipe(shop, tiny_folder, out, *words):
-    return read_recipe("cold-users", [f"data={shop}", f"out={out}", f"backbone.name={tiny_folder}", *SMALL, *words])
+    small = [f"data={shop}", f"out={out}", f"backbone.name={tiny_folder}", *SMALL["cold-users"]]
+    return read_recipe("cold-users", [*small, *words])
 
 
 @pytest.fixture(scope="module")
