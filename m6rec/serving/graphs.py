@@ -1,7 +1,8 @@
 """The recommender's graph of stages, composed from runs, plans and tiers. Knows no executor and no HTTP."""
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -80,20 +81,23 @@ _LAYOUT: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def recommender_graph(recommender: Recommender, config: GraphConfig | None = None) -> Graph:
+def recommender_graph(
+    recommender: Recommender, config: GraphConfig | None = None, clock: Callable[[], float] = time.monotonic
+) -> Graph:
     """Return the graph of everything that a recommender's runs can do.
 
     Args:
         recommender: over one run or several; a ranker with late interaction reads its segments from the tiers from here
             on.
         config: tiers, ladder, rules and plans.
+        clock: seconds, by which answers grow old.
 
     Raises:
         ConfigError: a plan for a stage that there is not.
         CacheError: the far tier cannot be reached.
     """
     chosen = config or GraphConfig()
-    models = _models(recommender, chosen.tiers)
+    models = _models(recommender, chosen.tiers, clock)
     given = {"filter": chosen.filter, "recall_answer": chosen.tiers.recall}
     stages = [_stage(name, STAGES.load(name)(given.get(name), models)) for name in _LAYOUT]
     graph = Graph(
@@ -158,10 +162,10 @@ def _stage(name: str, plugin: StagePlugin) -> Stage:
     return Stage(name, plugin, parents, wants=plugin.wants, size=plugin.size, **bucket, **settings)
 
 
-def _models(recommender: Recommender, config: TierConfig) -> Models:
+def _models(recommender: Recommender, config: TierConfig, clock: Callable[[], float]) -> Models:
     models = Models(recommender, version_of(recommender))
     if config.query_bytes:
-        models.answers = QueryCache(config.query_bytes, config.query_ttl_s, models.clock)
+        models.answers = QueryCache(config.query_bytes, config.query_ttl_s, clock)
     scorer = None if recommender.ranker is None else recommender.ranker.backbone
     if isinstance(scorer, LateScorer):
         far = None if config.far is None else open_far(config.far, scorer.version)

@@ -136,10 +136,12 @@ class Server:
         self.contender, self.log = CONTENDERS[name], log
         self.recommender = m6rec.load(*runs)
         self.target: Any = None
+        # Answers grow old in the log's own time: the load makes its hours minutes.
+        self.now = 0.0
 
     async def reset(self, order: dict[str, Any]) -> dict[str, Any]:
         """Begin with empty query caches, warm hot set and idle queues."""
-        config = self.contender.config
+        config, self.now = self.contender.config, 0.0
         if self.target is not None and config is not None:
             await self.target.drain(5)
         if config is None:
@@ -150,7 +152,7 @@ class Server:
             config = replace(config, tiers=replace(config.tiers, query_bytes=0))
         if order.get("plan"):
             config = with_plan(config, read_plan(order["plan"]))
-        graph: Graph = recommender_graph(self.recommender, config)
+        graph: Graph = recommender_graph(self.recommender, config, lambda: self.now)
         if self.contender.keeps_segments:
             await asyncio.to_thread(warm, graph, self.log["before"])
         else:
@@ -171,7 +173,8 @@ class Server:
         return store
 
     async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        request = {"history": self.log["requests"][order["ask"]]["history"], "k": K}
+        asked = self.log["requests" if order["ask"] >= 0 else "before"][order["ask"]]
+        self.now, request = max(self.now, asked["time"]), {"history": asked["history"], "k": K}
         try:
             found = await self.target.submit(request, deadline_ms=order["ms"])
         except M6RecError as error:

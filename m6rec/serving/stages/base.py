@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,14 +27,12 @@ class Models:
         version: of the runs, in every key.
         answers: L0; ``None`` = every request is computed.
         segments: L1 to L3 of the ranker's lower states; ``None`` = it keeps none.
-        clock: seconds.
     """
 
     recommender: Recommender
     version: str
     answers: QueryCache | None = None
     segments: SegmentTiers | None = None
-    clock: Callable[[], float] = field(default=time.monotonic)
 
     @property
     def revision(self) -> int:
