@@ -113,7 +113,8 @@ class Scheduler:
     def ready(self, now: float) -> list[Batch]:
         """Return the batches that begin now; every one has to be run and given to :meth:`finished`."""
         self._expire(now)
-        self.controller.adjust(now, max((lane.share(now) for lane in self.lanes.values()), default=0.0))
+        if self.controller.is_due(now):
+            self.controller.adjust(now, max((lane.share(now) for lane in self.lanes.values()), default=0.0))
         found: list[Batch] = []
         # Children first: the room that they make lets their parents go on at once.
         for stage in reversed(self.graph.order):
@@ -169,6 +170,9 @@ class Scheduler:
         """Let an event into the pipeline on the best rung that is in time, or refuse it."""
         event, rungs, wait = ticket.event, self.graph.ladder.rungs, 0.0
         allowed = self.graph.ladder.config.admit * (event.deadline - now)
+        for lane in self.lanes.values():
+            if lane.queue.is_full:
+                self._drop(lane, now)
         start = event.rung
         for number in range(start, len(rungs)):
             event.rung, event.payload["rung"] = number, rungs[number]

@@ -120,6 +120,10 @@ class Controller:
         """Take note of a request that came to its end after a share of its time; above 1 = too late."""
         self._shares.append(share)
 
+    def is_due(self, now: float) -> bool:
+        """Whether the interval is over."""
+        return now >= self._next
+
     def adjust(self, now: float, backlog: float) -> None:
         """Set the level, where its interval is over.
 
@@ -127,7 +131,7 @@ class Controller:
             now: seconds.
             backlog: what the longest queue will take, as a share of a request's time.
         """
-        if now < self._next:
+        if not self.is_due(now):
             return
         config = self.ladder.config
         slow = sorted(self._shares)[int(0.95 * len(self._shares))] if self._shares else 0.0

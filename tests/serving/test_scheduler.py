@@ -180,6 +180,17 @@ def test_what_nobody_waits_for_is_dropped_when_it_is_taken_out():
     assert course.scheduler.tally.outcomes["cancelled"] == 1
 
 
+def test_what_nobody_waits_for_takes_no_ones_place():
+    course = Course(line(max_batch=1, queue_cap=2), work=linear(0.1, 0))
+    course.ask(0)
+    gone = [course.ask(number) for number in (1, 2)]
+    for ticket in gone:
+        course.scheduler.cancel(ticket)
+    course.ask(3)
+    course.until(1)
+    assert [course.answers[number]["items"][0] for number in (0, 3)] == [0, 3]
+
+
 def test_what_is_too_late_is_dropped_when_it_is_taken_out():
     course = Course(line(max_batch=1), work=linear(0.3, 0))
     course.ask(0)
