@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -33,6 +32,9 @@ from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
 from m6rec.text.segments import Layout
 from m6rec.text.tokenize import TextTokenizer
+
+if TYPE_CHECKING:
+    import datasets
 
 TOLD = ("title", "description")
 TREES_AT_ONCE = 8
@@ -100,7 +102,7 @@ class Generation(Task):
         self._unsaid: Unsaid | None = None
         self._material: Material | None = None
         self._passages: dict[Split, Passages] = {}
-        self._rows: datasets.Dataset | None = None
+        self._rows: "datasets.Dataset | None" = None
 
     @property
     def kind(self) -> str:
@@ -160,7 +162,7 @@ class Generation(Task):
             self._passages[split] = gather(self.material.dataset, self.prompt, split, least)
         return self._passages[split]
 
-    def examples(self) -> datasets.Dataset:
+    def examples(self) -> "datasets.Dataset":
         """Return the training trees, tokenised once into a memory-mapped dataset."""
         if self._rows is not None:  # the loop asks before every epoch
             return self._rows

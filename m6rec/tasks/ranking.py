@@ -7,9 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -42,6 +41,9 @@ from m6rec.tasks.trees import read_tree, slates, write_trees
 from m6rec.text.prompt import Candidate, Prompt, UserText
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer, TokenizedLayout
+
+if TYPE_CHECKING:
+    import datasets
 
 Placed = tuple[int | None, Mapping[str, Any]]
 """A candidate's position in the catalogue (``None`` = a stranger), and its fields."""
@@ -101,7 +103,7 @@ class Ranking(Task):
         self.register_buffer("item_statistics", torch.full((len(catalogue), 2), float("nan"), dtype=torch.float64))
         self._material: Material | None = None
         self._train: Judgements | None = None
-        self._rows: datasets.Dataset | None = None
+        self._rows: "datasets.Dataset | None" = None
         self._statistics: dict[str, ItemStatistics] = {}
 
     @classmethod
@@ -169,7 +171,7 @@ class Ranking(Task):
         numbers = pair_statistics(self.statistics_for("train"), self._train, past_only=True)
         return without_history(self._train, numbers, self.config.history_dropout, self.material.seed)
 
-    def examples(self) -> datasets.Dataset:
+    def examples(self) -> "datasets.Dataset":
         """Return the training trees, tokenised once into a memory-mapped dataset."""
         if self._rows is not None:  # the loop asks before every epoch
             return self._rows

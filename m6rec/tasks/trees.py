@@ -8,14 +8,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 
 from m6rec.data.histories import Judgements
 from m6rec.text.tokenize import TokenizedLayout
+
+if TYPE_CHECKING:
+    import datasets
 
 ARRAYS = ("ids", "positions", "blocks", "branches", "segments")
 
@@ -67,7 +69,7 @@ def slates(pairs: Judgements, max_events: int, max_branches: int) -> list[Slate]
 
 def write_trees(
     folder: Path, trees: Iterator[TokenizedLayout], extra: Iterator[dict[str, Any]], key: Mapping[str, Any]
-) -> datasets.Dataset:
+) -> "datasets.Dataset":
     """Return trees as a memory-mapped dataset, written once under a name made from ``key``.
 
     Args:
@@ -76,6 +78,8 @@ def write_trees(
         extra: further columns of each row.
         key: everything that the content depends on.
     """
+    import datasets  # with pandas behind it a fifth of what a server's start would load, and it never trains
+
     name = hashlib.sha256(json.dumps(dict(key), sort_keys=True, default=str).encode()).hexdigest()[:24]
     path = folder / f"trees-{name}.arrow"
     if not path.is_file():
