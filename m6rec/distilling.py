@@ -76,7 +76,8 @@ def taught(experiment: Experiment, until_done: ExitStack, make: MakeExecutor = m
     assert config is not None
     if recipe.scenes or recipe.dense or isinstance(experiment.backbone, SceneBackbone):
         raise ConfigError("got distillation together with scenes or dense, expected one of them; remove the other")
-    lesson = LESSONS[experiment.task.name](Ask.of(config, experiment.task.name))
+    ask = Ask.of(config, experiment.task.name)
+    lesson = LESSONS[experiment.task.name](ask)
     wanted = card_of(experiment.task, experiment.backbone)
     for run in config.runs:
         _check_folder(run, wanted)

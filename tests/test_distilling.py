@@ -201,7 +201,12 @@ def test_labels_cut_short_are_told(student, tmp_path):
         train(recipe)
 
 
-def test_what_cannot_be_mixed_is_told(student):
+def test_what_cannot_be_mixed_is_told(student, shop, tiny_folder, tmp_path, ranking_run):
+    with pytest.raises(ConfigError, match="several teachers, expected true"):
+        student("run", "distillation.teacher=[a, b]", "distillation.stream.ordered=false")
+    words = [f"data={shop}", f"out={tmp_path / 'few'}", f"backbone.name={tiny_folder}", *SMALL["fewshot"]]
+    with pytest.raises(ConfigError, match="expected one of generation, ranking, retrieval"):
+        train(read_recipe("fewshot", [*words, f"distillation.teacher={ranking_run}"]))
     with pytest.raises(ConfigError, match="expected source=online"):
         student("run", "distillation.relations=1")
     with pytest.raises(ConfigError, match="expected logits or listwise or margin"):

@@ -90,6 +90,8 @@ class DistillationConfig:
             for name, value in (("top_k", self.top_k), ("batch_size", self.batch_size))
             if value < 1
         ]
+        if len(self.runs) > 1 and self.source == "elastic" and not self.stream.ordered:
+            problems.append("stream.ordered: got false with several teachers, expected true: each labels every batch")
         if self.relations and self.source != "online":
             problems.append(f"relations: got {self.relations} with source={self.source!r}, expected source=online")
         if problems:

@@ -108,6 +108,7 @@ class LabelStream:
         self._table: dict[int, Entry] = {}
         self._left: list[int] = []
         self._late: set[str] = set()
+        self._refused: set[str] = set()
         self._alone_since: float | None = None
         self._why = "none has come up yet"
         self._started = self._reported = clock()
@@ -236,6 +237,8 @@ class LabelStream:
             self._fail(event.task, str(error), event.at)
             return
         try:
+            if event.teacher in self._refused:  # it may have been at work before its card was read
+                raise DistillationError("it was refused before")
             if not self._is_believed(version):
                 raise DistillationError(self._two_versions(version))
             self._check(event.task, labels)
@@ -274,6 +277,9 @@ class LabelStream:
         Raises:
             DistillationError: nobody else is.
         """
+        if teacher in self._refused:
+            return
+        self._refused.add(teacher)
         self.pool.remove(teacher)
         self._why = f"teacher {teacher}: {why}"
         if not self.pool.alive():

@@ -48,7 +48,7 @@ def run(bench: Bench) -> None:
 def one_seed(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     """Return one seed's figures."""
     teacher = ranking_run(bench, seed)
-    told = requests(teacher.task, "test", 60 if bench.quick else PAIRS)
+    told = requests(teacher.task, "test", 24 if bench.quick else PAIRS)
     figures = {"random_ndcg": ndcg(chance, told)} | worth("teacher", teacher, told)
     for source in SOURCES:
         out = student(bench, teacher, source, seed)
@@ -134,7 +134,7 @@ def edge(bench: Bench) -> dict[str, float]:
     teacher = ranking_run(bench, 0)
     words = (*EDGE, "distillation.source=elastic", "distillation.alpha=0.5")
     model = EdgeRecommender(compressed(bench, Path(teacher.recipe.out), "edge", "edge-elastic", words))
-    told = requests(teacher.task, "test", 60 if bench.quick else PAIRS)
+    told = requests(teacher.task, "test", 24 if bench.quick else PAIRS)
 
     def deepest(request: Request) -> np.ndarray:
         return model.answer(request.tree, request.numbers, model.card.depths[-1])

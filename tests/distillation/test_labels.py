@@ -29,7 +29,8 @@ class Teachers:
     """
 
     def __init__(self, script, joins=None, card=CARD):
-        self.now, self.card, self.script = 0.0, card, {name: iter(steps) for name, steps in script.items()}
+        self.now, self.script = 0.0, {name: iter(steps) for name, steps in script.items()}
+        self._cards = card if isinstance(card, dict) else dict.fromkeys(script, card)
         self._heap, self._order, self._queue = [], itertools.count(), []
         self._free, self._up, self.asked = set(), set(), []
         for name in script:
@@ -67,7 +68,7 @@ class Teachers:
             self._up.add(payload)
             self._free.add(payload)
             self._assign()
-            return [Joined(payload, self.now, self.card)]
+            return [Joined(payload, self.now, self._cards[payload])]
         if kind == "event":
             if isinstance(payload, Gone):
                 self._up.discard(payload.teacher)
@@ -214,6 +215,14 @@ def test_a_teacher_of_another_kind_is_refused(name):
     stream = stream_over(Teachers({"a": []}, card=other))
     with pytest.raises(DistillationError, match=f"teacher a: it has another {name} .got 'other', expected"):
         stream.take()
+
+
+def test_what_a_refused_teacher_had_begun_is_not_taken_from_it():
+    """It takes a batch as soon as it is up, and may answer before anybody has read its card."""
+    other = TeacherCard("v1", "ranking", "other words", "yes or no")
+    stream = stream_over(Teachers({"a": [0.0], "b": []}, card={"a": other, "b": CARD}), mix_versions=True)
+    assert delivered(stream) == TASKS
+    assert stream.figures.requeued == sum(name == "a" for name, _ in stream.pool.asked) > 0
 
 
 def test_everything_is_delivered_once_and_no_more():
