@@ -36,7 +36,6 @@ from m6rec.data.sources.amazon import Amazon
 from m6rec.data.sources.movielens import LatestSmall
 from m6rec.data.sources.world import World
 from m6rec.data.store import Dataset
-from m6rec.nn.towers import Whitening
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer
 
@@ -85,14 +84,18 @@ def beauty(bench: Bench) -> tuple[Dataset, float | None]:
 
 
 def read(bench: Bench, dataset: Dataset) -> torch.Tensor:
-    """Return every item's text as the frozen backbone reads it, whitened, about one in size."""
+    """Return every item's text as the frozen backbone reads it, in its principal directions, about one in size.
+
+    Each direction is scaled by the root of its spread: with all of it the first ones, with none of it (whitening)
+    the noise of the last ones would outweigh the others; validation likes what lies between.
+    """
     backbone = resolve_backbone("foundation" if bench.quick else "minilm")
     renderer = Renderer(dataset.manifest.domain)
     words = [renderer.item(record) for record in dataset.item_records()]
     states = catalogue_states(backbone, TextTokenizer(backbone.tokenizer), words, 1, bench.work / "states")[:, 0]
-    whitening = Whitening(states.shape[1], WIDTH)
-    whitening.fit(states)
-    return whitening(states) / WIDTH**0.5
+    parts, spreads, _ = torch.linalg.svd(states - states.mean(0), full_matrices=False)
+    texts = parts[:, :WIDTH] * spreads[:WIDTH].sqrt()
+    return texts / texts.square().sum(1).mean().sqrt()
 
 
 class Arms:
