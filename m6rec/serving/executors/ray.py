@@ -5,8 +5,11 @@ replicas; Ray places them, watches them, replaces the dead, and makes more under
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import signal
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +39,7 @@ class RayConfig:
     most_replicas: int = 4
     """Replicas that a stage grows to under load; it begins with as many as its plan has workers. Speed and memory."""
     cpus: float = 1.0
-    """Cores that Ray reserves for a replica; speed only."""
+    """Cores that Ray reserves for a replica, or less where the cluster has less; speed only."""
     tries: int = 4
     """How often a batch is sent before its requests fail, where replicas die under it."""
 
@@ -76,10 +79,15 @@ class RayExecutor:
         self.graph, self.config = graph, config or RayConfig()
         self._stages: _Deployed | None = None
         self._front: Executor | None = None
+        self._own_ray = False
 
     async def start(self) -> None:
-        """Deploy every stage, and wait until all are ready."""
-        self._stages = await asyncio.to_thread(_Deployed, self.graph, self.config)
+        """Deploy every stage, on the Ray of this process or else one that is begun, and wait until all are ready."""
+        import ray
+
+        self._own_ray = not ray.is_initialized()
+        with _signals_kept():
+            self._stages = await asyncio.to_thread(_Deployed, self.graph, self.config)
         front = EXECUTORS.load("local")
         self._front = front(self._stages.graph, front.Config(deadline_ms=self.config.deadline_ms))
         await self._front.start()
@@ -113,6 +121,9 @@ class RayExecutor:
         if self._stages is not None:
             await asyncio.to_thread(self._stages.remove)
             self._stages = None
+        if self._own_ray:
+            await asyncio.to_thread(_leave)
+            self._own_ray = False
 
     def report(self) -> dict[str, Any]:
         """Return figures as plain values (see :class:`~m6rec.serving.executors.base.Executor`)."""
@@ -122,6 +133,25 @@ class RayExecutor:
         if self._front is None:
             raise OverloadedError("the server takes no requests", 1.0)
         return self._front
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put back what SIGINT and SIGTERM did: Ray's own handlers end the process, and with it whoever is still served."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _leave() -> None:
+    """End what was begun; Ray Serve's threads would begin it again if they outlived it."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
 
 
 class _Deployed:
@@ -139,18 +169,19 @@ class _Deployed:
         from ray import serve
 
         serve.start(proxy_location="Disabled")
+        away = [stage for stage in graph.stages if _goes_away(graph, stage, config)]
+        cpus = _cores_each(sum(stage.plan.workers for stage in away), config.cpus)
         prefix = f"m6rec-{next(_NUMBERS)}"
         self.names: list[str] = []
-        stages = []
-        for stage in graph.stages:
-            if stage.kind == "inline" or stage.name in config.here or not _is_asked(graph, stage):
-                stages.append(stage)
-                continue
+        runs = {}
+        for stage in away:
             self.names.append(f"{prefix}-{stage.name}")
-            handle = serve.run(_deployment(graph, stage, config), name=self.names[-1], route_prefix=None)
-            remote = _RemoteStream(handle, config.tries) if stage.streams else _Remote(handle, config.tries)
-            stages.append(replace(stage, run=remote, kind="thread"))
-        self.graph = replace(graph, stages=tuple(stages))
+            application = _deployment(graph, stage, config, cpus)
+            handle = serve.run(application, name=self.names[-1], route_prefix=None)
+            runs[stage.name] = (_RemoteStream if stage.streams else _Remote)(handle, config.tries)
+        self.graph = replace(
+            graph, stages=tuple(_called(stage, runs.get(stage.name), config) for stage in graph.stages)
+        )
 
     def remove(self) -> None:
         """Take all deployments down."""
@@ -160,26 +191,49 @@ class _Deployed:
             serve.delete(name)
 
 
-def _is_asked(graph: Graph, stage: Stage) -> bool:
-    """Whether a bare request of some kind goes through a stage; one that none does is not worth a process."""
+def _called(stage: Stage, run: Any, config: RayConfig) -> Stage:
+    """Return a stage that asks its replicas, of as many batches at once as there may be replicas."""
+    if run is None:
+        return stage
+    return replace(stage, run=run, kind="thread", plan=replace(stage.plan, workers=_most(stage, config)))
+
+
+def _most(stage: Stage, config: RayConfig) -> int:
+    """Return how many replicas a stage grows to."""
+    return max(stage.plan.workers, config.most_replicas)
+
+
+def _goes_away(graph: Graph, stage: Stage, config: RayConfig) -> bool:
+    """Whether a stage gets processes: not one that a bare request of any kind passes by."""
+    if stage.kind == "inline" or stage.name in config.here:
+        return False
     rung = graph.ladder.rungs[0]
     return any(stage.wants({"request": {}, "kind": kind, "rung": rung}) for kind in graph.kinds)
 
 
-def _deployment(graph: Graph, stage: Stage, config: RayConfig) -> Any:
+def _cores_each(replicas: int, wanted: float) -> float:
+    """Return the cores that each replica reserves, so that all have room: Ray would wait for more without an end."""
+    import ray
+
+    # What is free, less what the next graph of a swap may need beside this one.
+    free = ray.available_resources().get("CPU", 0.0) / 2
+    return min(wanted, round(free / max(1, replicas), 3))
+
+
+def _deployment(graph: Graph, stage: Stage, config: RayConfig, cpus: float) -> Any:
     """Return a stage as an application of Ray Serve."""
     from ray import serve
 
     plan = stage.plan
-    most = max(plan.workers, config.most_replicas)
-    scaling = {"min_replicas": plan.workers, "max_replicas": most, "target_ongoing_requests": 1}
+    least, most = plan.workers, _most(stage, config)
+    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": 1}
     deployment = serve.deployment(
         Replica,
         name=stage.name,
         max_ongoing_requests=1,  # a batch at a time: more in one process would only share its cores
         max_queued_requests=plan.queue_cap,
         autoscaling_config=scaling,
-        ray_actor_options={"num_cpus": config.cpus},
+        ray_actor_options={"num_cpus": cpus},
     )
     return deployment.bind(graph.source, stage.name) if graph.source else deployment.bind(None, stage.name, stage.run)
 
