@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -392,6 +393,31 @@ def test_versions_differ_by_their_runs_and_a_swap_under_load_mixes_nothing(retri
     plain = {one.version: m6rec.load(retrieval_run, late_run), other.version: m6rec.load(retrieval_run, ranking_run)}
     for history, answer in [answers[0], answers[-1]]:
         assert ids(answer["items"]) == ids(plain[answer["version"]].recommend(history, 3))
+
+
+def test_a_ranker_with_exits_runs_fewer_layers_down_the_ladder_and_all_of_them_again_afterwards(
+    shop, tiny_folder, retrieval_run, tmp_path
+):
+    from m6rec.assemble import train_run
+    from m6rec.recipe import read_recipe
+
+    words = [f"data={shop}", f"out={tmp_path / 'run'}", f"backbone.name={tiny_folder}", *SMALL["ranking"]]
+    train_run(read_recipe("ranking", [*words, "exits.weights=rising"]))
+    recommender = m6rec.load(retrieval_run, tmp_path / "run")
+    graph = recommender_graph(recommender, GraphConfig(BARE, candidates=(8,)))
+    whole, fewer, shallow, _ = graph.ladder.rungs
+    assert (shallow.name, shallow.candidates, shallow.depth) == ("depth-1", 8, 1)
+    names = ("parse", "encode", "retrieve", "filter", "rank")
+    found = {rung.name: walked(graph, rung, names, history=HISTORY)["found"] for rung in (shallow, fewer, whole)}
+    backbone = recommender.ranker.backbone
+    backbone.set(replace(backbone.config, depth=1))
+    keys = [record["key"] for record, _ in found[fewer.name]]
+    expected = {item.id: item.score for item in recommender.rank(HISTORY, keys)}
+    assert {record["key"]: score for record, score in found["depth-1"]} == pytest.approx(expected, abs=1e-5)
+    backbone.set(replace(backbone.config, depth=None))
+    expected = {item.id: item.score for item in recommender.rank(HISTORY, keys)}
+    assert {record["key"]: score for record, score in found[fewer.name]} == pytest.approx(expected, abs=1e-5)
+    assert graph.by_name["rank"].bucket({"rung": shallow}) != graph.by_name["rank"].bucket({"rung": whole})
 
 
 def test_the_ladder_of_a_graph_that_must_not_degrade_is_one_rung(recommender):
