@@ -36,6 +36,10 @@ SMALL = {
     "zeroshot": ["task.max_events=6", "task.candidates=5"],
     "fewshot": ["task.max_events=6", "task.shots=8", "training.batch_size=4", "training.max_steps=3"],
 }
+SMALL["cold-items"] = [
+    *SMALL["ranking"],
+    *("task.phases.shots=1", "task.phases.min_queries=3", "tuner.width=8"),
+]
 SMALL["cold-users"] = [
     *("task.threshold=4", "task.protocol.support=4", "task.protocol.min_queries=2", "task.text_width=8"),
     *("task.attributes=12", "task.dim=3", "task.two_stage.hidden=8", "task.draws=3", "training.batch_size=16"),

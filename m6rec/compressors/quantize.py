@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from m6rec.backbones.base import Backbone
+from m6rec.backbones.conditions import condition_size
 from m6rec.compressors.base import Subject
 from m6rec.compressors.cost import cpu_ms, megabytes
 from m6rec.compressors.export import Example, RankingGraph, check_parity, depths_of, export_graph, quiet, whole_part
@@ -155,6 +156,11 @@ def _ranking(subject: Subject) -> Ranking:
         raise RunError(f"{subject.folder} holds the task {subject.task.name!r}; only ranking runs are exported")
     if subject.recipe.get("scenes") is not None:
         raise RunError(f"{subject.folder} tells scenes apart, which an exported graph cannot; export another run")
+    if condition_size(subject.backbone) is not None:
+        raise RunError(
+            f"{subject.folder} reads candidates under conditions, which an exported graph does not take; export a run "
+            "with another tuner"
+        )
     return subject.task
 
 

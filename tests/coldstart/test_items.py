@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,19 +13,18 @@ from m6rec.assemble import Experiment, build, open_experiment, train_run
 from m6rec.backbones.conditions import ConditionBackbone, given
 from m6rec.coldstart.item_phases import METRICS, PHASES
 from m6rec.coldstart.items import ColdItems, _conditions
-from m6rec.errors import ConfigError, DataError
+from m6rec.compressors.quantize import _ranking
+from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.recipe import Recipe, read_recipe
 from m6rec.tasks.ranking import RankingScorer
 from m6rec.text.prompt import UserText
-
-SMALL = [
-    *("task.threshold=4", "task.max_events=6", "task.max_branches=8", "task.phases.shots=1"),
-    *("task.phases.min_queries=3", "tuner.width=8", "training.batch_size=4", "training.max_steps=3"),
-]
+from tests.little_shop import SMALL
 
 
 def recipe(shop: Path, tiny_folder: Path, out: Path, *words: str) -> Recipe:
-    return read_recipe("cold-items", [f"data={shop}", f"out={out}", f"backbone.name={tiny_folder}", *SMALL, *words])
+    return read_recipe(
+        "cold-items", [f"data={shop}", f"out={out}", f"backbone.name={tiny_folder}", *SMALL["cold-items"], *words]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,13 @@ def test_without_phases_everything_is_learnt_from_and_the_log_s_split_evaluated(
     task = build(recipe(shop, tiny_folder, tmp_path, "task.phases=null")).task
     assert task.pairs("test").history.num_events > task.pairs("train").history.num_events
     assert task.measure(None, "test") is None
+
+
+def test_a_graph_that_takes_no_condition_is_not_exported(trained) -> None:
+    experiment, out = trained
+    subject = SimpleNamespace(folder=out, recipe={}, task=experiment.task, backbone=experiment.backbone)
+    with pytest.raises(RunError, match="reads candidates under conditions"):
+        _ranking(subject)
 
 
 def test_says_what_does_not_fit(shop, tiny_folder, tmp_path) -> None:
