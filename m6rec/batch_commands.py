@@ -1,5 +1,6 @@
 """The command that answers a file of requests. Heavy imports wait for it."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -11,6 +12,7 @@ from rich.console import Console
 from m6rec.config import assign
 from m6rec.screen import RunArgument, console, parts
 
+logger = logging.getLogger(__name__)
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -64,7 +66,13 @@ def batch(
     job = BatchJob((str(run), *map(str, beside or [])), source, out, config)
     with _bar() as bar:
         row = bar.add_task("rows", total=None)
-        done = run_batch(job, lambda so_far, total: bar.update(row, completed=so_far, total=total))
+
+        def show(so_far: int, total: int) -> None:
+            bar.update(row, completed=so_far, total=total)
+            if bar.disable:
+                logger.info("%d of %d rows", so_far, total)
+
+        done = run_batch(job, show)
     kept = f", {done.kept:,} of them by an earlier start" if done.kept else ""
     console.print(f"{out}: {done.rows:,} rows{kept}", soft_wrap=True)
 

@@ -15,10 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m6rec.data.tables import TableFile
 from m6rec.errors import ConfigError, DataError
 
 FORMAT = 1
+# Parts are joined to row groups of about this size: rows may hold hundreds of items each, so it is not rows that count.
+GROUP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,20 @@ class PartsFolder:
     def join(self, parts: Iterable[Part], schema: pa.Schema) -> int:
         """Write all parts into the output file, in order, remove them, and return how many rows there are."""
         draft = self.folder / "joined.parquet"
-        with TableFile(draft, schema) as table:
+        num_rows, waiting = 0, schema.empty_table()
+        with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
             for part in parts:
-                table.write(pq.read_table(self.path(part), use_threads=False))
+                waiting = pa.concat_tables([waiting, pq.read_table(self.path(part), use_threads=False)])
+                num_rows += part.rows
+                if waiting.nbytes >= GROUP_BYTES:
+                    writer.write_table(waiting)
+                    waiting = schema.empty_table()
+            if len(waiting):
+                writer.write_table(waiting)
         _sync(draft)
         os.replace(draft, self.out)
         shutil.rmtree(self.folder)
-        return table.num_rows
+        return num_rows
 
 
 def _write_whole(path: Path, content: Any) -> None:

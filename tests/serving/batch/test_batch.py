@@ -9,7 +9,7 @@ import pytest
 from m6rec import cli
 from m6rec.api import load
 from m6rec.errors import ConfigError, DataError, RowError, RunError, UnknownNameError
-from m6rec.serving.batch import BatchConfig, BatchJob, run_batch
+from m6rec.serving.batch import BatchConfig, BatchJob, parts, run_batch
 from m6rec.serving.batch.clerk import Clerk
 from m6rec.serving.batch.parts import cut, open_parquet
 
@@ -159,6 +159,14 @@ def test_every_row_is_in_one_part(tmp_path):
         parts = cut(file, 4)
     assert [number for part in parts for number in range(part.row, part.row + part.rows)] == list(range(1, 24))
     assert max(part.rows for part in parts) == 4
+
+
+def test_rows_come_in_groups_of_bearable_size(requests, retrieval_run, tmp_path, monkeypatch):
+    whole = answered([retrieval_run], requests, tmp_path / "whole.parquet", part_rows=2)
+    monkeypatch.setattr(parts, "GROUP_BYTES", 1)
+    assert answered([retrieval_run], requests, tmp_path / "out.parquet", part_rows=2) == whole
+    found = pq.ParquetFile(tmp_path / "out.parquet").metadata
+    assert [found.row_group(group).num_rows for group in range(found.num_row_groups)] == [2, 2, 1, 2, 2, 1, 2]
 
 
 def test_no_rows_are_an_answer_too(retrieval_run, tmp_path):
