@@ -1,14 +1,21 @@
 """The page in a real browser, and what it draws."""
 
+import asyncio
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
-from m6rec.api import load
+from m6rec.api import Recommender, load
+from m6rec.compressors.exit_config import ExitConfig
+from m6rec.compressors.exits import ExitingBackbone
 from m6rec.serving.page import view
+from m6rec.serving.page.choices import Choices
 from m6rec.serving.page.prompt import Piece, prompt_of
 from m6rec.serving.page.written import examples, line_of, read_lines, titles
+from tests.serving.fake_executor import FakeExecutor
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -64,6 +71,12 @@ class TestView:
         assert "0 of 9 segments" in html
         assert "no model ran" in view.timeline({"trace": {"parse": {}}, "rung": "cache"})
 
+    def test_a_prompt_says_what_of_it_is_kept(self):
+        html = view.prompt([Piece("a", 3, 0, True), Piece("b", 2, 1, False)], "x")
+        assert "5 tokens, 3 of them kept" in html
+        assert "the candidate" in html
+        assert "keeps none" in view.prompt([Piece("a", 3, 0, None)], "x")
+
     def test_an_event_that_speaks_against_an_item_says_so(self):
         reason = {"text": "red", "evidence": {"events": [0, 1]}, "drops": [0.5, -0.25]}
         html = view.reason(reason, ["red shirt", "blue lamp"])
@@ -84,6 +97,35 @@ class TestPrompt:
         assert "red shirt" in trunk
         assert "red shoes" in "".join(piece.text for piece in pieces if piece.branch)
         assert "red shoes" not in trunk
+
+
+class TestChoices:
+    def test_every_depth_is_one_and_the_servers_own_stays_as_it_is(self, retrieval_run, ranking_run):
+        recommender = load(retrieval_run, ranking_run)
+        retriever, ranker = recommender.team.runs
+        torch.manual_seed(0)
+        exiting = replace(ranker, backbone=ExitingBackbone(ranker.backbone, ExitConfig()).eval())
+        served = Recommender([retriever, exiting])
+        choices = Choices(served, FakeExecutor())
+        names = [name.rpartition(" · ")[2] for name in choices.names]
+        assert names == ["3 of 3 layers", "1 of 3 layers", "2 of 3 layers"]
+
+        async def ask():
+            other, executor = await choices.get(choices.names[1])
+            assert (await choices.get(choices.names[1]))[1] is executor
+            assert other.catalog is served.catalog
+            answer = await executor.submit({"history": "red shirt", "k": 5}, deadline_ms=60_000)
+            await choices.close()
+            return answer["items"]
+
+        found = asyncio.run(ask())
+        assert exiting.backbone.depth == 3
+        exiting.backbone.set(ExitConfig(depth=1))
+        expected = {item.id: item.score for item in served.rank("red shirt", [item["id"] for item in found])}
+        assert {item["id"]: pytest.approx(item["score"], abs=1e-5) for item in found} == expected
+
+    def test_without_a_ranker_there_is_one(self, retrieval_run):
+        assert Choices(load(retrieval_run), FakeExecutor()).names == ["retrieval alone"]
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here")

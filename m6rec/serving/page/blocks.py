@@ -18,7 +18,7 @@ STYLE = Path(__file__).with_name("style.css")
 # So many items fit into a box that one can search in.
 MOST_TITLES = 5_000
 SHOWN, DEADLINE_MS = 12, 60_000
-HELP = "One event a line, oldest first: a title or id, `search: words`, or a verb of the log, as in `buy: title`."
+HELP = "One event a line, oldest first: a title or id, or `search: words`"
 _FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
 
 
@@ -34,8 +34,9 @@ class Page:
         self.recommender, self.executor = recommender, executor
         self.choices = Choices(recommender, executor)
         team = recommender.team
-        self.verbs = recommender.catalog.retrieval.verb_names if team.can_retrieve else ()
-        self.examples = dict(examples(recommender)) if team.can_retrieve else {}
+        self.retrieves = team.can_retrieve
+        self.verbs = recommender.catalog.retrieval.verb_names if self.retrieves else ()
+        self.examples = dict(examples(recommender)) if self.retrieves else {}
         self.kinds = [kind for kind in map(team.work, team.runs) if kind in CREATED]
 
     def build(self) -> gr.Blocks:
@@ -46,12 +47,14 @@ class Page:
                 with gr.Column(scale=3, min_width=280):
                     history, choice, count, asked = self._side()
                 with gr.Column(scale=9, min_width=480), gr.Tabs() as tabs:
-                    self._recommend_tab(history, choice, count, asked, tabs)
+                    if self.retrieves:
+                        self._recommend_tab(history, choice, count, asked, tabs)
                     if "chat" in self.executor.graph.kinds:
                         self._chat_tab()
                     if self.kinds:
                         self._create_tab(history)
-                    self._prompt_tab(history, choice)
+                    if self.retrieves:
+                        self._prompt_tab(history, choice)
         return blocks
 
     def _header(self) -> str:
@@ -60,13 +63,14 @@ class Page:
 
     def _side(self) -> tuple[gr.Textbox, gr.Dropdown, gr.Slider, gr.Button]:
         first = next(iter(self.examples.values()), "")
-        history = gr.Textbox(first, lines=7, max_lines=14, label="History", info=HELP, elem_id="history")
+        told = "; ".join([HELP, *(f"`{verb}: title`" for verb in self.verbs[:3])]) + "."
+        history = gr.Textbox(first, lines=7, max_lines=14, label="History", info=told, elem_id="history")
         if self.examples:
             shown = gr.Dropdown(
                 list(self.examples), label="Example", value=next(iter(self.examples)), elem_id="example"
             )
             shown.input(self.examples.get, shown, history, show_progress="hidden")
-        if known := titles(self.recommender, MOST_TITLES):
+        if self.retrieves and (known := titles(self.recommender, MOST_TITLES)):
             added = gr.Dropdown(known, label="Add an item", value=None, num_choices_shown=50, elem_id="add")
             called = {key: title for title, key in known}
             added.input(lambda lines, key: (_joined(lines, called[key]), None), [history, added], [history, added])
@@ -74,8 +78,9 @@ class Page:
             self.choices.names, value=self.choices.names[0], label="Answered by", elem_id="choice",
             visible=len(self.choices.names) > 1,
         )  # fmt: skip
-        count = gr.Slider(3, SHOWN, 6, step=1, label="Items", elem_id="count")
-        return history, choice, count, gr.Button("Recommend", variant="primary", elem_id="recommend")
+        count = gr.Slider(3, SHOWN, 6, step=1, label="Items", elem_id="count", visible=self.retrieves)
+        asked = gr.Button("Recommend", variant="primary", elem_id="recommend", visible=self.retrieves)
+        return history, choice, count, asked
 
     def _recommend_tab(
         self, history: gr.Textbox, choice: gr.Dropdown, count: gr.Slider, asked: gr.Button, tabs: gr.Tabs
@@ -90,7 +95,7 @@ class Page:
             reason = gr.HTML(elem_id="reason")
         outputs = [retrieved, ranked, times, chosen, reason]
         asked.click(lambda: gr.Tabs(selected="Recommend"), None, tabs, show_progress="hidden")
-        gr.on([asked.click, choice.input], self.recommend, [history, choice, count], outputs)
+        gr.on([asked.click, choice.select], self.recommend, [history, choice, count], outputs)
         why.click(self.explain, [history, chosen], reason)
 
     async def recommend(self, lines: str, choice: str, count: float) -> tuple[Any, ...]:
@@ -112,6 +117,8 @@ class Page:
 
     def _details(self, found: list[dict[str, Any]]) -> dict[str, str]:
         """Return a second line for each item: brand and category, or its id."""
+        if not self.retrieves:
+            return {}
         catalogue = self.recommender.catalog.retrieval.catalogue
         lines = {}
         for key in {item["id"] for item in found}:

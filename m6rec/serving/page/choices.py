@@ -4,6 +4,7 @@ The server's own choice is answered by its own executor; every other one gets a 
 asked for, over the same models in memory. Knows no screen.
 """
 
+import asyncio
 import copy
 from dataclasses import replace
 
@@ -35,17 +36,18 @@ class Choices:
             self._runs |= {_name(each): each for each in _depths(run)}
         self.names = list(self._runs) or ["retrieval alone"]
         self._open: dict[str, tuple[Recommender, Executor]] = {self.names[0]: (recommender, executor)}
+        self._opening = asyncio.Lock()
 
     async def get(self, name: str) -> tuple[Recommender, Executor]:
         """Return who answers under a name; started where it is asked for the first time."""
-        if name not in self._open:
-            chosen = self._runs[name]
-            rest = [run for run in self.recommender.team.runs if not isinstance(run.task, Ranking)]
-            other = Recommender([*rest, chosen])
-            other.catalog = self.recommender.catalog  # one index, one truth
-            executor = LocalExecutor(recommender_graph(other, GraphConfig(degrade=False)))
-            await executor.start()
-            self._open[name] = (other, executor)
+        async with self._opening:
+            if name not in self._open:
+                rest = [run for run in self.recommender.team.runs if not isinstance(run.task, Ranking)]
+                other = Recommender([*rest, self._runs[name]])
+                other.catalog = self.recommender.catalog  # one index, one truth
+                executor = LocalExecutor(recommender_graph(other, GraphConfig(degrade=False)))
+                await executor.start()
+                self._open[name] = (other, executor)
         return self._open[name]
 
     async def close(self) -> None:

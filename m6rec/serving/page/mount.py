@@ -1,6 +1,8 @@
 """The page as an app of its own. Knows how widgets become one, not what they show."""
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 
 from fastapi import FastAPI
@@ -30,7 +32,13 @@ def page_app(recommender: Recommender, executor: Executor, gate: Gate | None = N
     from m6rec.serving.page.blocks import STYLE, Page, theme
 
     page = Page(recommender, executor)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, on_shutdown=[page.choices.close])
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await page.choices.close()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     auth = None if gate is None else lambda name, key: (found := gate.who(key)) is not None and found.name == name
     return gradio.mount_gradio_app(
         app,

@@ -130,12 +130,18 @@ def prompt(pieces: Sequence[Piece], caption: str) -> str:
         f"{escape(piece.text)}<sub>{piece.tokens}</sub></span>"
         for piece in pieces
     )
+    return _column(caption, f'{_legend(pieces)}<div class="prompt">{marks}</div>')
+
+
+def _legend(pieces: Sequence[Piece]) -> str:
     tokens, kept = sum(piece.tokens for piece in pieces), sum(piece.tokens for piece in pieces if piece.cached)
-    legend = (
-        f'<div class="legend"><span class="piece kept">from a cache</span><span class="piece fresh">read now</span>'
-        f'<span class="piece branch">the candidate</span><b>{tokens} tokens, {kept} of them kept</b></div>'
-    )
-    return _column(caption, f'{legend}<div class="prompt">{marks}</div>')
+    marks, told = "", f"{tokens} tokens, all read for every request: this model keeps none"
+    if any(piece.cached is not None for piece in pieces):
+        marks = '<span class="piece kept">from a cache</span><span class="piece fresh">read now</span>'
+        told = f"{tokens} tokens, {kept} of them kept"
+    if any(piece.branch for piece in pieces):
+        marks += '<span class="piece branch">the candidate</span>'
+    return f'<div class="legend">{marks}<b>{told}</b></div>'
 
 
 def creations(made: Sequence[Mapping[str, Any]]) -> str:
