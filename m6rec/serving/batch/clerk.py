@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from m6rec.config import parse
-from m6rec.errors import DataError, RowError
+from m6rec.errors import ConfigError, DataError, RowError
 from m6rec.loading import load
 from m6rec.serving.batch.job import ERROR, BatchJob
 from m6rec.serving.batch.parts import Part
@@ -44,10 +44,9 @@ class Clerk:
                 if not job.config.keep_errors:
                     raise
                 answers.append({ERROR.name: f"field {error.field!r}: {error.problem}"})
+        kept = [name for name in job.schema.names if name not in self._answered]
         found = pa.Table.from_pylist(answers, schema=pa.schema(job.schema.field(name) for name in self._answered))
-        for name in self._answered:
-            table = table.append_column(found.schema.field(name), found[name])
-        return table.select(job.schema.names).cast(job.schema)
+        return pa.table([*table.select(kept).columns, *found.columns], names=job.schema.names).cast(job.schema)
 
     @cached_property
     def _answered(self) -> list[str]:
@@ -60,5 +59,5 @@ class Clerk:
                 raise RowError(job.source, number, job.read_as[name], "got nothing, expected a value")
         try:
             return job.work.ask(self.recommender, row, job.config)
-        except DataError as error:
+        except (ConfigError, DataError) as error:  # a text that is too long is a wrong setting to whoever asks for one
             raise RowError(job.source, number, job.read_as[job.work.culprit(row)], str(error)) from error

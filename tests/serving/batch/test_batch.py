@@ -67,6 +67,8 @@ def test_histories_may_be_texts_or_lists_and_columns_have_names_of_their_own(ret
     one = answered([retrieval_run], texts, tmp_path / "one.parquet", columns={"history": "basket"})
     assert one == answered([retrieval_run], lists, tmp_path / "two.parquet")
     assert list(one[0]) == ["items"]  # what was read does not go along
+    same = write(tmp_path / "same.parquet", {"items": ["red shirt; blue lamp", ""]})
+    assert answered([retrieval_run], same, tmp_path / "three.parquet", columns={"history": "items"}) == one
 
 
 def test_a_ranking_run_orders_each_rows_candidates(ranking_run, tmp_path):
@@ -235,6 +237,13 @@ class TestMistakes:
             run_batch(job(runs=(str(tmp_path / "none"),)), nobody)
         with pytest.raises(ConfigError, match="k: got 0"):
             BatchConfig(k=0)
+
+    def test_a_text_that_is_too_long_is_its_rows_fault(self, explaining_run, tmp_path):
+        source = write(tmp_path / "in.parquet", {"text": ["red", "lamp " * 500]})
+        rows = answered([explaining_run], source, tmp_path / "out.parquet", work="score", keep_errors=True)
+        assert rows[0]["error"] is None
+        assert "field 'text'" in rows[1]["error"]
+        assert "shorten it" in rows[1]["error"]
 
     def test_a_wrong_setting_of_writing_is_no_rows_fault(self, explaining_run, tmp_path):
         source = write(tmp_path / "in.parquet", {"history": [""], "item": ["g03"]})
