@@ -16,7 +16,13 @@ from m6rec.api import Recommender
 from m6rec.errors import JournalError
 from m6rec.runs import CARD_FILE
 from m6rec.tasks.catalogue import Catalogue
+from m6rec.tasks.generation import Generation
+from m6rec.tasks.pretraining import Pretraining
+from m6rec.tasks.ranking import Ranking
+from m6rec.tasks.zeroshot import ZeroShot
 
+# Tasks that know an item by its words alone; an item of a place that they have not counted is one without counts.
+READERS = (Ranking, ZeroShot, Generation, Pretraining)
 FORMAT = 1
 ITEMS, VECTORS = "items.json", "vectors.safetensors"
 Item = dict[str, Any]
@@ -121,16 +127,16 @@ def apply(changes: Snapshot, recommender: Recommender) -> None:
 
 
 def _tell_the_others(recommender: Recommender, put: list[Item], gone: list[str]) -> None:
-    """Let the runs beside the one that retrieves know these items by their words.
+    """Let the runs beside the one that retrieves know these items, where they read items by their words.
 
-    One that has vectors of its own (a conversation's) goes on with what it has learnt, but for what is gone.
+    One that holds numbers of each item goes on with those of training, and has none that is gone.
     """
     for run in recommender.team.runs:
         catalogue = run.task.catalogue
         if run is recommender.team.retriever():
             continue
         catalogue.remove([key for key in gone if catalogue.offers(key)])
-        if catalogue.vectors is not None:
+        if not isinstance(run.task, READERS):
             continue
         held, new = _split(put, catalogue)
         for items, do in ((held, catalogue.change), (new, catalogue.add)):
