@@ -189,6 +189,16 @@ def test_an_answer_from_before_the_newest_events_may_count_as_new_without_what_w
     assert "answer" not in fewer  # another question
 
 
+def test_a_former_list_is_found_again_though_the_clients_window_slides(recommender):
+    graph = recommender_graph(recommender, GraphConfig(TierConfig(recall=RecallConfig(events=1))))
+    whole = ("parse", "recall_answer", "encode", "retrieve", "filter", "rank", "respond")
+    events = [f"g{number:02d}" for number in range(25)]
+    walked(graph, graph.ladder.rungs[0], whole, history=events[:24], k=4)
+    again = walked(graph, graph.ladder.rungs[0], ("parse", "recall_answer"), history=events[1:25], k=4)
+    assert again["made_by"] == "cache"
+    assert not set(ids(again["answer"]["items"])) & set(events[1:25])
+
+
 def test_identical_questions_at_once_are_computed_once(recommender):
     answers = answers_of(recommender_graph(recommender), [{"history": ["g05"], "k": 5}] * 20)
     assert len({json.dumps(answer["items"]) for answer in answers}) == 1

@@ -14,6 +14,8 @@ from m6rec.errors import DataError, M6RecError
 from m6rec.serving.stage import Payload, Update
 from m6rec.serving.storage import QueryCache, SegmentTiers
 
+# Events by which a user's former list is found again: fewer than clients send, whose windows slide.
+RECENT = 16
 LISTS = ("recommend", "retrieve")
 """Kinds of requests for a list of the catalogue's items."""
 
@@ -145,11 +147,17 @@ def history_of(payload: Payload) -> NDArray[np.int64]:
     return np.array(places, dtype=np.int64)
 
 
+def recent_key(payload: Payload, version: str, fewer: int = 0) -> bytes:
+    """Return the key of a question for a list by its user's newest events, or those before the ``fewer`` newest."""
+    events = payload["events"]
+    return key_of(version, ["recent", *payload["rest"]], events[: len(events) - fewer][-RECENT:])
+
+
 def earlier_keys(payload: Payload, version: str, events: int) -> Iterator[bytes]:
-    """Yield the key of a question for a list, and those of the same before its newest events, as far as ``events``."""
+    """Yield the key of a question for a list, and those that it had before its ``events`` newest events."""
     yield payload["query"]
-    for fewer in range(1, min(events, len(payload["events"])) + 1):
-        yield key_of(version, payload["rest"], payload["events"][:-fewer])
+    for fewer in range(min(events, len(payload["events"])) + 1 if events else 0):
+        yield recent_key(payload, version, fewer)
 
 
 def still_wanted(items: Sequence[dict[str, Any]], payload: Payload, models: Models) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from m6rec.requests import named
 from m6rec.serving.stage import Payload, Update
-from m6rec.serving.stages.base import LISTS, PlainStage
+from m6rec.serving.stages.base import LISTS, PlainStage, recent_key
 
 # Times as many items as asked for are kept, for a user who has met some of them when the answer is given again.
 SPARE = 2
@@ -25,5 +25,6 @@ class Respond(PlainStage):
         is_whole = payload["rung"].candidates is None and payload["rung"].depth is None
         if self.models.answers is not None and payload["kind"] in LISTS and is_whole:
             _, revision = payload["key"]
-            self.models.answers.put(payload["query"], {"items": found}, revision, _ITEM_BYTES * (1 + len(found)))
+            for key in (payload["query"], recent_key(payload, self.models.version)):
+                self.models.answers.put(key, {"items": found}, revision, _ITEM_BYTES * (1 + len(found)))
         return {"answer": {"items": found[:most]}}
