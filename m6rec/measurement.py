@@ -7,6 +7,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from m6rec.assemble import Experiment
+from m6rec.coldstart.items import ColdItems
 from m6rec.config import plain
 from m6rec.errors import DataError
 from m6rec.evaluation.texts import write_held_out
@@ -61,6 +62,8 @@ class Measured:
 
 def measures_itself(task: Task) -> bool:
     """Tell whether a task has figures of its own, and no rankings."""
+    if isinstance(task, ColdItems):
+        return task.config.phases is not None
     return not isinstance(task, Retrieval | Ranking | ZeroShot)
 
 

@@ -102,7 +102,7 @@ class ItemNet(nn.Module, ABC):
         self.rows = nn.Embedding(len(facts.attributes), width)
         nn.init.zeros_(self.rows.weight)
         self.bias = nn.Parameter(torch.zeros(()))
-        self.trust = nn.Parameter(torch.ones(())) if with_closed_form else None
+        self.trust = nn.Parameter(torch.full((2,), 0.5)) if with_closed_form else None
 
     @abstractmethod
     def predict(
@@ -121,7 +121,7 @@ class ItemNet(nn.Module, ABC):
     def forward(self, tasks: ItemTasks, own: Own) -> Float[Tensor, "items judgements"]:
         """Return the logit of a yes of every pair."""
         logits = self.bias + self.predict(self.fields(tasks, own["row"]), own)
-        return logits if self.trust is None else logits + self.trust * tasks.expected
+        return logits if self.trust is None else logits + tasks.expected @ self.trust
 
     def losses(self, tasks: ItemTasks, own: Own) -> Float[Tensor, " items"]:
         """Return each item's mean cross entropy."""

@@ -71,7 +71,8 @@ class ItemTasks:
         users: ``[items, judgements]`` user ids; 0 where padded.
         labels: ``[items, judgements]`` 0 or 1.
         keep: ``[items, judgements]`` ``False`` where padded.
-        expected: ``[items, judgements]`` what the closed form expects, in standard units of the values.
+        expected: ``[items, judgements, 2]`` what the closed form expects of the value, and of the label, in standard
+            units of each.
         taste: ``[items, judgements, width]`` what the user likes, as a mean of texts; width 0 where nobody reads.
     """
 
@@ -79,12 +80,69 @@ class ItemTasks:
     users: Int[Tensor, "items judgements"]
     labels: Float[Tensor, "items judgements"]
     keep: Bool[Tensor, "items judgements"]
-    expected: Float[Tensor, "items judgements"]
+    expected: Float[Tensor, "items judgements 2"]
     taste: Float[Tensor, "items judgements width"]
 
     def mean(self, losses: Float[Tensor, "items judgements"]) -> Float[Tensor, " items"]:
         """Return each item's mean over its judgements; 0 where it has none."""
         return (losses * self.keep).sum(1) / self.keep.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A closed form of one kind of numbers (ratings, or labels), ready for any rows.
+
+    Args:
+        closed: fitted on the items that are learnt from.
+        scale: standard deviation of the numbers.
+        priors: ``[items]`` levels before any judgement.
+        user_levels: ``[rows]`` the level of each row's user, without the row itself where it was learnt from.
+        left: ``[rows]`` what mean and user leave.
+        surprise: ``[rows]`` what mean, user and item leave, all that was learnt from known.
+    """
+
+    closed: ClosedForm
+    scale: float
+    priors: Float[Tensor, " items"]
+    user_levels: Float[Tensor, " rows"]
+    left: Float[Tensor, " rows"]
+    surprise: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, phases: ItemPhases, values: NDArray[np.float32], facts: Facts, num_users: int, strengths: Strengths | None
+    ) -> "Expectation":
+        """Fit the closed form to the items that are learnt from."""
+        rows, train, attributes = phases.rows, phases.train, facts.attributes.numpy()
+        users, items = rows.users[train], rows.items[train]
+        closed = ClosedForm.fit(users, items, values[train], num_users, attributes, strengths)
+        priors, levels = closed.priors(attributes), closed.user_levels()
+        item_levels = closed.item_levels(users, items, values[train], priors)
+        residual = values.astype(np.float64) - closed.mean
+        without = closed.user_levels_without(rows.users, residual - item_levels[rows.items])
+        own = np.where(phases.parts == 0, without, levels[rows.users])
+        return cls(
+            closed,
+            max(float(values[train].std()), 1e-6),
+            torch.from_numpy(priors).float(),
+            torch.from_numpy(own).float(),
+            torch.from_numpy(residual - own).float(),
+            residual - levels[rows.users] - item_levels[rows.items],
+        )
+
+    def of_items(
+        self,
+        items: Int[Tensor, " items"],
+        known: Int[Tensor, "items judgements"],
+        keep: Bool[Tensor, "items judgements"],
+        asked: Int[Tensor, "items questions"],
+    ) -> tuple[Float[Tensor, "items judgements"], Float[Tensor, "items questions"]]:
+        """Return what is expected of known rows, each from the other known ones, and of asked ones, from all known."""
+        left, strength = self.left[known] * keep, self.closed.strengths.item
+        total, count = left.sum(1, keepdim=True) + strength * self.priors[items, None], keep.sum(1, keepdim=True)
+        others = (total - left) / (strength + (count - 1).clamp(min=0))
+        of_known = (self.user_levels[known] + others) / self.scale
+        return of_known, (self.user_levels[asked] + total / (strength + count)) / self.scale
 
 
 class TaskCutter:
@@ -99,25 +157,11 @@ class TaskCutter:
 
     def __init__(self, phases: ItemPhases, facts: Facts, num_users: int, strengths: Strengths | None = None) -> None:
         self.phases, self.facts, self.num_users = phases, facts, num_users
-        rows, attributes = phases.rows, facts.attributes.numpy()
-        train = rows.take(phases.train)
-        self.closed = ClosedForm.fit(train.users, train.items, train.values, num_users, attributes, strengths)
-        self.scale = max(float(train.values.std()), 1e-6)
-        self._priors, own = self.closed.priors(attributes), phases.parts == 0
-        residual = rows.values.astype(np.float64) - self.closed.mean
-        levels = self.closed.user_levels()
-        item_levels = self.closed.item_levels(train.users, train.items, train.values, self._priors)
-        without = self.closed.user_levels_without(rows.users, residual - item_levels[rows.items])
-        self._user_levels = np.where(own, without, levels[rows.users])
-        self._left = residual - self._user_levels
-        self._taste = self._tastes(own, residual - levels[rows.users] - item_levels[rows.items])
-        self._columns = {
-            "users": torch.from_numpy(rows.users),
-            "labels": torch.from_numpy(rows.labels),
-            "user_levels": torch.from_numpy(self._user_levels).float(),
-            "left": torch.from_numpy(self._left).float(),
-        }
-        self._prior_table = torch.from_numpy(self._priors).float()
+        rows, own = phases.rows, phases.parts == 0
+        fitted = [Expectation.of(phases, values, facts, num_users, strengths) for values in (rows.values, rows.labels)]
+        self.expectations = tuple(fitted)
+        self._taste = self._tastes(own, fitted[0].surprise)
+        self._columns = {"users": torch.from_numpy(rows.users), "labels": torch.from_numpy(rows.labels)}
 
     def _tastes(self, own: NDArray[np.bool_], surprise: NDArray[np.float64]) -> Float[Tensor, "rows width"]:
         """Return each row's user's taste: the mean of texts by how much she liked each more than was expected."""
@@ -148,25 +192,23 @@ class TaskCutter:
         """
         ids = torch.from_numpy(np.asarray(items, dtype=np.int64))
         (rows, keep), (wanted, wanted_keep) = _padded(known), _padded(asked)
-        left = self._columns["left"][rows] * keep
-        strength = self.closed.strengths.item
-        total, count = left.sum(1, keepdim=True) + strength * self._prior_table[ids, None], keep.sum(1, keepdim=True)
-        others = (total - left) / (strength + (count - 1).clamp(min=0))
-        return self._tasks(ids, rows, keep, others), self._tasks(ids, wanted, wanted_keep, total / (strength + count))
+        pairs = [each.of_items(ids, rows, keep, wanted) for each in self.expectations]
+        of_known, of_asked = (torch.stack(both, dim=-1) for both in zip(*pairs, strict=True))
+        return self._tasks(ids, rows, keep, of_known), self._tasks(ids, wanted, wanted_keep, of_asked)
 
     def _tasks(
         self,
         items: Int[Tensor, " items"],
         rows: Int[Tensor, "items judgements"],
         keep: Bool[Tensor, "items judgements"],
-        item_levels: Float[Tensor, "items _"],
+        expected: Float[Tensor, "items judgements 2"],
     ) -> ItemTasks:
         return ItemTasks(
             items=items,
             users=self._columns["users"][rows].masked_fill(~keep, 0),
             labels=self._columns["labels"][rows] * keep,
             keep=keep,
-            expected=(self._columns["user_levels"][rows] + item_levels) / self.scale * keep,
+            expected=expected * keep[..., None],
             taste=self._taste[rows] * keep[..., None],
         )
 

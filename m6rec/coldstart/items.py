@@ -4,7 +4,7 @@ The task is the ranking task in all else: training, evaluation and serving do no
 and no tuner but for what a conditioned backbone promises.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.conditions import Conditions, condition_size, given
+from m6rec.coldstart.closed_form import ClosedForm
 from m6rec.coldstart.item_phases import METRICS, PHASES, ItemPhases, Phase, PhaseConfig, Rows
+from m6rec.coldstart.traits import Attributes
 from m6rec.data.histories import Histories, Judgements, Split
 from m6rec.data.statistics import ItemStatistics, StatisticsConfig
 from m6rec.errors import ConfigError, DataError
@@ -33,6 +35,8 @@ from m6rec.text.prompt import UserText
 from m6rec.text.render import Renderer
 
 HeldOut = Literal["train", "valid", "test"]
+COLUMNS = 64
+"""Most attribute values that the closed form reads."""
 
 
 @dataclass(frozen=True)
@@ -193,17 +197,27 @@ class ColdItems(Ranking):
     def measure(
         self, backbone: Backbone, split: Split, at_most: int | None = None, seed: int = 0
     ) -> dict[str, float] | None:
-        """Return every metric in every phase, e.g. ``auc[warm-a]``; at most so many pairs, of whole items."""
+        """Return every metric in every phase, ours and the closed form's, e.g. ``closed_form_auc[warm-a]``.
+
+        A figure that is not defined (all labels are equal) is left out.
+
+        Args:
+            backbone: tuned.
+            split: ``"valid"`` or ``"test"``.
+            at_most: how many pairs are drawn, of whole items; ``None`` = all.
+            seed: of the draw.
+        """
         if self.config.phases is None or split == "train":
             return None
         divided = self.divided
         figures: dict[str, float] = {}
-        chosen = divided.some(split, at_most, seed)
+        chosen, expected = divided.some(split, at_most, seed), divided.expected(split, self.catalogue.records)
         for phase in PHASES:
             scores = self.score_phase(backbone, split, phase, divided.pairs(split).take(chosen))
-            found = divided.phases.judge(split, scores, chosen)
-            figures |= {f"{metric}[{phase}]": found[metric] for metric in METRICS}
-        return figures
+            for prefix, found in (("", scores), ("closed_form_", expected(phase)[chosen])):
+                judged = divided.phases.judge(split, found, chosen)
+                figures |= {f"{prefix}{metric}[{phase}]": judged[metric] for metric in METRICS}
+        return {name: value for name, value in figures.items() if not np.isnan(value)}
 
     def rank_many(
         self, backbone: Backbone, requests: Sequence[tuple[UserText, Sequence[Placed]]], max_branches: int | None = None
@@ -298,6 +312,25 @@ class Divided:
         pairs = history.users.astype(np.int64) * history.num_items + history.items
         shown = np.isin(pairs, own.users.astype(np.int64) * history.num_items + own.items)
         return history.select(~held | shown), judged.take(np.sort(np.r_[self.phases.train, shots]))
+
+    def expected(self, split: HeldOut, records: Sequence[Mapping[str, Any]]) -> Callable[[Phase], NDArray[np.float64]]:
+        """Return phase -> what the closed form expects of a part's queries.
+
+        Args:
+            split: the part.
+            records: of all items, whose attributes say what a new one may be worth.
+        """
+        attributes = Attributes.of(records, COLUMNS)(records).numpy()
+        train, asked = (self.phases.rows.take(rows) for rows in (self.phases.train, self.phases.queries(split)))
+        form = ClosedForm.fit(train.users, train.items, train.values, self.histories.num_users, attributes)
+        priors = form.priors(attributes)
+
+        def scores(phase: Phase) -> NDArray[np.float64]:
+            known = self.phases.rows.take(self.phases.known(split, phase))
+            levels = form.item_levels(known.users, known.items, known.values, priors)
+            return form.scores(asked.users, asked.items, levels)
+
+        return scores
 
     def some(self, split: HeldOut, at_most: int | None, seed: int) -> NDArray[np.int64]:
         """Return numbers of a part's queries: of whole items, drawn until there are enough."""

@@ -12,13 +12,15 @@ from tests.coldstart.item_toy import toy
 @pytest.mark.parametrize("phase", PHASES)
 def test_what_is_expected_of_new_items_is_the_closed_form(phase) -> None:
     cutter = toy()
-    phases, closed = cutter.phases, cutter.closed
+    phases = cutter.phases
     known, asked = (phases.rows.take(rows) for rows in (phases.known("test", phase), phases.queries("test")))
-    priors = closed.priors(cutter.facts.attributes.numpy())
-    direct = closed.scores(asked.users, asked.items, closed.item_levels(known.users, known.items, known.values, priors))
     _, questions = cutter.phase("test", phase)
-    found = cutter.in_order("test", questions.expected, questions) * cutter.scale + closed.mean
-    np.testing.assert_allclose(found, direct, atol=1e-5)
+    for kind, each in enumerate(cutter.expectations):
+        priors = each.closed.priors(cutter.facts.attributes.numpy())
+        levels = each.closed.item_levels(known.users, known.items, (known.values, known.labels)[kind], priors)
+        direct = each.closed.scores(asked.users, asked.items, levels)
+        found = cutter.in_order("test", questions.expected[..., kind], questions) * each.scale + each.closed.mean
+        np.testing.assert_allclose(found, direct, atol=1e-5)
     np.testing.assert_array_equal(cutter.in_order("test", questions.labels, questions), asked.labels)
     np.testing.assert_array_equal(cutter.in_order("test", questions.users.double(), questions), asked.users)
 
@@ -40,13 +42,12 @@ def test_taste_and_level_of_a_training_row_do_not_know_its_judgement() -> None:
     row = int(phases.train[5])
     user = phases.rows.users[row]
     own = phases.train[(phases.rows.users[phases.train] == user) & (phases.train != row)]
-    levels = cutter.closed.user_levels()
-    items = phases.rows.take(phases.train)
-    item_levels = cutter.closed.item_levels(
-        items.users, items.items, items.values, cutter.closed.priors(cutter.facts.attributes.numpy())
-    )
+    closed = cutter.expectations[0].closed
+    levels, items = closed.user_levels(), phases.rows.take(phases.train)
+    priors = closed.priors(cutter.facts.attributes.numpy())
+    item_levels = closed.item_levels(items.users, items.items, items.values, priors)
     rest = phases.rows.take(own)
-    surprise = rest.values - cutter.closed.mean - levels[rest.users] - item_levels[rest.items]
+    surprise = rest.values - closed.mean - levels[rest.users] - item_levels[rest.items]
     expected = (torch.from_numpy(surprise).float()[:, None] * texts[rest.items]).sum(0) / (TASTE_STRENGTH + len(own))
     tasks, _ = cutter.cut(phases.rows.items[[row]], [np.array([row])], [np.array([], dtype=np.int64)])
     torch.testing.assert_close(tasks.taste[0, 0], expected, atol=1e-5, rtol=1e-4)
