@@ -101,3 +101,9 @@ def serve() -> Iterator[Callable[..., Served]]:
             server.end(signal.SIGKILL)
         assert server.process.stdout is not None
         server.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def shop_server(serve: Callable[..., Served], retrieval_run: Path, ranking_run: Path) -> str:
+    """Return the address of a server that retrieves and ranks the little shop's goods."""
+    return serve(retrieval_run, ranking_run, "--deadline-ms", 30_000).address

@@ -139,10 +139,10 @@ class TestInABrowser:
             browser.close()
 
     @pytest.fixture(scope="class")
-    def address(self, serve, retrieval_run, ranking_run):
+    def address(self, shop_server):
         if find_spec("gradio") is None:
             pytest.skip("the extra for the page is not installed")
-        return serve(retrieval_run, ranking_run).address
+        return shop_server
 
     def test_a_visit(self, browser, address):
         page = browser.new_page()

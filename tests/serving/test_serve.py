@@ -91,6 +91,77 @@ def wait_for(what):
     raise AssertionError("nothing happened")
 
 
+class TestRequests:
+    """What people send to models that answer."""
+
+    @pytest.fixture
+    def client(self, shop_server):
+        with httpx.Client(base_url=f"{shop_server}/v1", timeout=60) as client:
+            yield client
+
+    def test_a_list_says_what_made_it(self, client):
+        answer = client.post("/recommend", json={"history": ["red shirt", {"query": "warm shoes"}], "k": 3}).json()
+        assert len(answer["items"]) == 3
+        assert answer["rung"] == "full"
+        assert answer["version"]
+        assert answer["trace"]["rank"]["ms"] > 0
+
+    HISTORIES = {
+        "none": [],
+        "empty": "",
+        "unknown": ["nothing that anybody knows", "g999"],
+        "5000": [f"g{number % 36:02d}" for number in range(5_000)],
+        "odd": "\u2028 \u0000 x",
+    }
+
+    @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
+    def test_any_history_is_answered(self, client, history):
+        found = client.post("/recommend", json={"history": history, "k": 3, "exclude_history": False})
+        assert found.status_code == 200, found.text
+        assert len(found.json()["items"]) == 3
+
+    def test_many_candidates_and_doubles(self, client):
+        strangers = [f"a thing of number {number}" for number in range(150)]
+        found = client.post("/rank", json={"candidates": ["g01", "g02", *strangers, "g01"]})
+        assert found.status_code == 200, found.text
+        assert sorted(item["id"] for item in found.json()["items"]) == sorted({"g01", "g02", *strangers})
+
+    @pytest.mark.parametrize(
+        ("path", "body", "told"),
+        [
+            ("rank", {"candidates": [{"id": "g999"}]}, "neither known nor described"),
+            ("recommend", {"history": [{"verb": "buy"}]}, "event 1"),
+            ("rank", {"history": "red shirt"}, "candidates"),
+        ],
+    )
+    def test_what_cannot_be_read_says_why(self, client, path, body, told):
+        refused = client.post(f"/{path}", json=body)
+        assert refused.status_code == 422
+        assert told in refused.json()["error"]["message"]
+
+    def test_only_and_never_some(self, client):
+        asked = {"history": "red shirt", "k": 5, "allow": ["g04", "g05", "g06"], "block": ["g05"]}
+        found = client.post("/retrieve", json=asked).json()["items"]
+        assert {item["id"] for item in found} == {"g04", "g06"}
+
+    def test_an_item_that_comes_changes_and_goes(self, client):
+        asked = {"history": "yellow teapot", "k": 36}
+
+        def titles():
+            return {item["id"]: item["title"] for item in client.post("/recommend", json=asked).json()["items"]}
+
+        before = titles()
+        client.post("/items", json={"items": [{"id": "t/1", "title": "yellow teapot two"}]})
+        assert titles()["t/1"] == "yellow teapot two"
+        assert client.post("/rank", json={"candidates": ["t/1"]}).json()["items"][0]["title"] == "yellow teapot two"
+        client.put("/items/t/1", json={"title": "green teapot"})
+        assert titles()["t/1"] == "green teapot"
+        assert client.get("/items/t/1").json() == {"id": "t/1", "title": "green teapot"}
+        client.delete("/items/t/1")
+        assert titles() == before
+        assert client.delete("/items/t/1").status_code == 404
+
+
 class TestProcess:
     def test_it_answers_adds_drains_and_starts_again_with_what_was_added(self, serve, retrieval_run, tmp_path):
         words = (retrieval_run, "--no-page", "--items-log", tmp_path / "items", "--deadline-ms", 30_000)
