@@ -28,6 +28,7 @@ from m6rec.serving.planned import with_plan
 from m6rec.serving.request_log import LoggedExecutor, RequestLogger
 from m6rec.serving.stage import StagePlan
 from m6rec.serving.stages.recall_answer import RecallConfig
+from m6rec.serving.storage import QueryCache
 
 K = 10
 # Threads that FastAPI has for endpoints that are plain functions.
@@ -136,31 +137,37 @@ class Server:
         self.contender, self.log = CONTENDERS[name], log
         self.recommender = m6rec.load(*runs)
         self.target: Any = None
+        self.graph: Graph | None = None
         # Answers grow old in the log's own time: the load makes its hours minutes.
         self.now = 0.0
 
     async def reset(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Begin with empty query caches, warm hot set and idle queues."""
+        """Begin a point: no answers kept, idle queues; segments stay, for the log goes on."""
         config, self.now = self.contender.config, 0.0
-        if self.target is not None and config is not None:
-            await self.target.drain(5)
         if config is None:
             queue = order.get("queue") if self.contender.queue else None
             self.target = Synchronous(self.recommender, self._without_tiers(), queue)
             return {}
-        if order.get("no_hits"):
-            config = replace(config, tiers=replace(config.tiers, query_bytes=0))
+        if self.target is not None:
+            await self.target.drain(5)
         if order.get("plan"):
             config = with_plan(config, read_plan(order["plan"]))
-        graph: Graph = recommender_graph(self.recommender, config, lambda: self.now)
-        if self.contender.keeps_segments:
-            await asyncio.to_thread(warm, graph, self.log["before"])
-        else:
-            self._without_tiers()
-        executor = LocalExecutor(graph)
+        if self.graph is None:
+            self.graph = await asyncio.to_thread(self._made, config)
+        size = 0 if order.get("no_hits") else config.tiers.query_bytes
+        self.graph.models.answers = QueryCache(size, config.tiers.query_ttl_s, lambda: self.now) if size else None
+        executor = LocalExecutor(replace(self.graph, close=lambda: None))
         self.target = LoggedExecutor(executor, RequestLogger(order["log"])) if order.get("log") else executor
         await self.target.start()
         return {}
+
+    def _made(self, config: GraphConfig) -> Graph:
+        graph = recommender_graph(self.recommender, config)
+        if self.contender.keeps_segments:
+            warm(graph, self.log["before"])
+        else:
+            self._without_tiers()
+        return graph
 
     def _without_tiers(self) -> OneRequest:
         assert self.recommender.ranker is not None

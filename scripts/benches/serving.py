@@ -33,7 +33,7 @@ from m6rec.serving.request_log import read_log
 from m6rec.serving.search import SearchConfig, search
 
 LOADS = (0.5, 1.0, 2.0, 3.0, 6.0, 12.0)
-EVENTS, WARM, LAST = 24, 200, 0.2
+EVENTS, WARM, LAST = 24, 100, 0.2
 BURST, BURST_S = 3.0, 2.0
 PLANNED_LOAD = 2.0
 # The time that a request has, in times that it takes the synchronous server alone.
@@ -198,7 +198,12 @@ class Course:
         after = await line.order({"used": True})
         figures = self._figures(rows, times, answers, alone["slo_ms"])
         cpu = 1000 * (after["cpu"] - before["cpu"]) / max(1, len(rows))
-        return {**figures, "cpu_ms_a_request": cpu, "memory": after["memory"], "tiers": hits(after["report"])}
+        return {
+            **figures,
+            "cpu_ms_a_request": cpu,
+            "memory": after["memory"],
+            "tiers": hits(before["report"], after["report"]),
+        }
 
     def _rows(self, start: int, count: int, distinct: bool) -> list[int]:
         """Return the next requests of the log, round and round; ``distinct`` leaves out those that are the same."""
@@ -335,10 +340,14 @@ def ndcg(items: Sequence[str], target: str) -> float:
     return 1 / float(np.log2(2 + items.index(target))) if target in items else 0.0
 
 
-def hits(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return tier -> share of what it was asked for that it had."""
-    tiers = report.get("tiers", {})
-    return {name: own["hits"] / max(1, own["hits"] + own["misses"]) for name, own in tiers.items()}
+def hits(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
+    """Return tier -> share of what it was asked for between two reports that it had."""
+    found = {}
+    for name, own in after.get("tiers", {}).items():
+        former = before.get("tiers", {}).get(name, {"hits": 0, "misses": 0})
+        had, lacked = own["hits"] - former["hits"], own["misses"] - former["misses"]
+        found[name] = had / max(1, had + lacked)
+    return found
 
 
 # ---- figures
