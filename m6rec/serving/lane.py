@@ -7,7 +7,7 @@ from typing import Any
 
 from m6rec.serving.batcher import CostModel
 from m6rec.serving.queues import StageQueue
-from m6rec.serving.stage import Event, Stage
+from m6rec.serving.stage import Event, Payload, Stage
 
 
 @dataclass(eq=False)
@@ -100,6 +100,16 @@ class Lane:
         work = self.cost.each * sum(self._coming.values()) + self.cost.base * num_batches
         done = sum(min(now - batch.began, self.cost.cost(batch.size)) for batch in self.running)
         return max(0.0, work - done) / plan.workers
+
+    def batch_seconds(self, payload: Payload) -> float:
+        """Return the seconds of a batch with a request in it, of a size that makes three quarters of what batches can.
+
+        Who is let in with less time than that makes the batch small that they head, so that all behind are later still
+        and head smaller ones: under load it would end in batches of one.
+        """
+        own = self.stage.size(payload)
+        worthwhile = min(4 * self.cost.base, self.cost.cost(own * self.stage.plan.max_batch))
+        return max(self.cost.cost(own), worthwhile)
 
     def share(self, now: float) -> float:
         """Return the backlog as a share of the time that the newest event in the queue has in all; 0 = none waits."""

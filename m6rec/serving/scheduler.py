@@ -199,7 +199,7 @@ class Scheduler:
     def _time_for(self, payload: Payload, path: Sequence[Stage], now: float) -> float:
         """Return the seconds that a request will take through all stages on its way, behind those that are there."""
         lanes = [self.lanes[stage.name] for stage in path]
-        return sum(lane.backlog(now) + lane.cost.cost(lane.stage.size(payload)) for lane in lanes)
+        return sum(lane.backlog(now) + lane.batch_seconds(payload) for lane in lanes)
 
     # ---- on the way
 

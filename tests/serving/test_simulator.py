@@ -93,6 +93,15 @@ def test_a_fixed_batch_pays_only_where_a_batch_costs_little_more_than_one(monkey
         assert aware > 0.95 * alone
 
 
+@pytest.mark.parametrize("load", [1.0, 3.0])
+def test_overload_does_not_spiral_into_batches_of_one(load):
+    """Sixteen take 40 ms together and 10 ms each alone: 400 a second, or a hundred."""
+    arrivals = arriving(poisson(load * 400, 2500, np.random.default_rng(5)), within=0.1)
+    found = simulate(line(max_batch=16, queue_cap=64), arrivals, linear(0.008, 0.002))
+    assert found.goodput > 0.9 * 400
+    assert found.share("expired") < 0.02
+
+
 def test_the_same_requests_come_to_the_same_end():
     arrivals = arriving(poisson(200, 500, np.random.default_rng(3)), within=0.05)
     one, two = (simulate(line(max_batch=4), arrivals, linear(0.004, 0.003)) for _ in range(2))
