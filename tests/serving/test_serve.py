@@ -19,6 +19,13 @@ from m6rec.serving.server import ServerConfig, bind, open_server
 from tests.serving.fake_executor import FakeExecutor
 
 ROOT = Path(__file__).parents[2]
+HISTORIES = {
+    "none": [],
+    "empty": "",
+    "unknown": ["nothing that anybody knows", "g999"],
+    "5000": [f"g{number % 36:02d}" for number in range(5_000)],
+    "odd": "\u2028 \u0000 x",
+}
 
 
 @pytest.fixture
@@ -105,14 +112,6 @@ class TestRequests:
         assert answer["rung"] == "full"
         assert answer["version"]
         assert answer["trace"]["rank"]["ms"] > 0
-
-    HISTORIES = {
-        "none": [],
-        "empty": "",
-        "unknown": ["nothing that anybody knows", "g999"],
-        "5000": [f"g{number % 36:02d}" for number in range(5_000)],
-        "odd": "\u2028 \u0000 x",
-    }
 
     @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
     def test_any_history_is_answered(self, client, history):
