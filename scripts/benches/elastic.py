@@ -8,6 +8,7 @@ what a teacher elsewhere would bring is simulated by sleeping its measured laten
 import hashlib
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -87,7 +88,8 @@ def teacher_run(bench: Bench, dataset: Path, name: str, words: Sequence[str]) ->
 
 
 def student(dataset: Path, out: Path, teacher: Path, words: Sequence[str] = ()) -> Recipe:
-    """Return a recipe of a student of the tiny teacher."""
+    """Return a recipe of a student that is trained anew."""
+    shutil.rmtree(out, ignore_errors=True)  # half a run, where the bench was cut
     places = [f"data={dataset}", f"out={out}", f"distillation.teacher={teacher}", "task.threshold=4"]
     base = [f"backbone.name={teacher / BASE_FOLDER}", "backbone.layers=1", f"training.max_steps={STEPS}"]
     return read_recipe("distillation", [*places, *base, *SMALL, *LAST, "training.num_epochs=null", *words])
@@ -101,6 +103,7 @@ class Watched(WrappedTask):
         self.hashes: list[str] = []
         self.samples: list[tuple[int, ...]] = []
         self.moments: list[float] = []
+        self.cpu: list[float] = []
         self._then = then
 
     def collate(self, examples: list[Any]) -> Any:
@@ -110,6 +113,7 @@ class Watched(WrappedTask):
             self.samples.append(tuple(index for index, _ in examples))
             self.hashes.append(hashlib.sha256(pack(content, {"of": str(self.samples[-1])})).hexdigest())
         self.moments.append(time.monotonic())
+        self.cpu.append(time.process_time())
         self._then(len(self.moments))
         return batch
 
@@ -320,25 +324,26 @@ class Simulated:
 
 
 def throughput(bench: Bench, dataset: Path, teacher: Path) -> dict[str, float]:
-    """Return examples a second of every way to come by labels."""
+    """Return examples a second, and CPU-seconds of the student's process, of every way to come by labels."""
     words = ["backbone.name=minilm", "backbone.layers=2", f"training.max_steps={4 if bench.quick else TIMED_STEPS}"]
-    speed = partial(examples_per_second, bench, dataset, teacher)
-    figures = {"alone_examples_per_second": speed("alone", [*words, "distillation.alpha=0"], without=True)}
-    figures["online_examples_per_second"] = speed("online", [*words, "distillation.source=online"])
+    figures: dict[str, float] = {}
+    speed = partial(time_student, figures, bench, dataset, teacher)
+    speed("alone", words, without=True)
+    speed("online", [*words, "distillation.source=online"])
     for number in (1,) if bench.quick else (1, 2):
-        chosen = [*words, f"distillation.teachers=[{', '.join(['local'] * number)}]"]
-        figures[f"teachers_{number}_examples_per_second"] = speed(f"local-{number}", chosen)
+        speed(f"teachers_{number}", [*words, f"distillation.teachers=[{', '.join(['local'] * number)}]"])
     card, seconds = latency(dataset, teacher, [*words, "distillation.source=online"], bench.work / "latency")
     figures["teacher_seconds_per_batch"] = seconds
-    simulated = partial(Simulated, card, seconds)
+
+    def far(word: str, opener: Any) -> Simulated:
+        return Simulated(card, seconds)
+
     for number in (1, 2, 4) if bench.quick else (1, 2, 3, 4, 6):
         chosen = [*words, f"distillation.teachers=[{', '.join(['local'] * number)}]"]
-        name = f"simulated_{number}_examples_per_second"
-        figures[name] = speed(f"simulated-{number}", chosen, make=lambda word, opener: simulated())
+        speed(f"simulated_{number}", chosen, make=far)
     for window in (1, 4) if bench.quick else (1, 2, 4, 8, 16):
         chosen = [*words, "distillation.teachers=[local, local, local, local]", f"distillation.stream.window={window}"]
-        name = f"simulated_4_window_{window}_examples_per_second"
-        figures[name] = speed(f"window-{window}", chosen, make=lambda word, opener: simulated())
+        speed(f"simulated_4_window_{window}", chosen, make=far)
     online = figures["online_examples_per_second"]
     figures["local_over_online"] = figures["teachers_1_examples_per_second"] / online
     figures["simulated_over_online"] = figures["simulated_4_examples_per_second"] / online
@@ -359,7 +364,8 @@ def latency(dataset: Path, teacher: Path, words: Sequence[str], out: Path) -> tu
     return opened.card, statistics.median(seconds)
 
 
-def examples_per_second(
+def time_student(
+    figures: dict[str, float],
     bench: Bench,
     dataset: Path,
     teacher: Path,
@@ -367,8 +373,8 @@ def examples_per_second(
     words: Sequence[str],
     without: bool = False,
     make: Any = make_executor,
-) -> float:
-    """Return how many examples a student learns a second, from its second batch on."""
+) -> None:
+    """Add what a student's examples take, from its second batch on, under the name of its run."""
     out, watched = bench.work / f"speed-{name}", list[Watched]()
     recipe = student(dataset, out, teacher, words)
     with ExitStack() as until_done:
@@ -379,7 +385,7 @@ def examples_per_second(
             return watched[0]
 
         train_run(recipe, wrap=wrap)
-    moments = watched[0].moments
-    speed = 4 * (len(moments) - 2) / (moments[-1] - moments[1])
-    console.print(f"{name}: {speed:.2f} examples/s")
-    return speed
+    moments, cpu = watched[0].moments, watched[0].cpu
+    examples = 4 * (len(moments) - 2)
+    figures[f"{name}_examples_per_second"] = examples / (moments[-1] - moments[1])
+    figures[f"{name}_student_cpu_seconds_per_example"] = (cpu[-1] - cpu[1]) / examples
