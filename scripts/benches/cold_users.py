@@ -43,10 +43,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "coldnas_ladder_film": (MODULATED, "task.modulation.predictor=ladder", "task.modulation.structure=film"),
     "coldnas_ladder_searched": (MODULATED, "task.modulation.predictor=ladder"),
 }
-# The language model reads every asked item's words for every user: a small one, fewer questions, and the same for all.
+QUICK = ("two_stage", "coldnas_random", "coldnas_searched")
+# The language model reads every asked item's words for every user: a small model, fewer events and questions, one pass.
 LM = (
-    *(MODULATED, "task.modulation.predictor=lm", "backbone.name=foundation", "training.num_epochs=2"),
-    *("task.queries=6", "task.draws=4", "task.protocol.max_queries=30", "training.lr=1e-3"),
+    *(MODULATED, "task.modulation.predictor=lm", "backbone.name=foundation", "training.num_epochs=1"),
+    *("task.queries=3", "task.draws=2", "task.protocol.support=5", "task.protocol.max_queries=8", "training.lr=1e-3"),
+    *("training.evaluate_every=null", "training.evaluate_first=false", "training.select_on=null"),
 )
 LM_GATES = (2, 4, 8)
 SHOWN = ("within_user_auc", "auc", "ndcg@10", "mse")
@@ -73,7 +75,8 @@ def run(bench: Bench) -> None:
 def one_seed(bench: Bench, dataset: Dataset, seed: int) -> dict[str, Any]:
     """Return every arm's curve, and what the searches found."""
     curves, notes = {}, {}
-    for arm, words in ARMS.items():
+    for arm in QUICK if bench.quick else ARMS:
+        words = ARMS[arm]
         part = bench.once(f"cold-users-{seed}-{arm}", partial(one_arm, bench, dataset, seed, arm, words))
         curves |= part["curves"]
         notes |= part["notes"]
@@ -110,6 +113,7 @@ def language_arms(bench: Bench, dataset: Dataset, seed: int) -> dict[str, Any]:
     """Return the curves of ColdNAS on the language model: a structure an operation and a layer, and its controls."""
 
     def train(arm: str, *words: str) -> tuple[ColdUsers, Any]:
+        share_states(bench.work, f"lm_{arm}", seed)
         found = bench.train("cold-users", dataset, f"cold-users-lm_{arm}", seed, words)
         assert isinstance(found.task, ColdUsers)
         return found.task, found.backbone
@@ -218,8 +222,9 @@ def figures(curves: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
         own = curves["two_stage"][size]["within_user_auc"]
         for rival in ("closed_form", "ridge", "joint_finetuned"):
             found[f"within_user_minus_{rival}_at_{size}"] = own - curves[rival][size]["within_user_auc"]
-    for searched, rival in (("coldnas_searched", "coldnas_random"), ("lm_searched", "lm_random")):
-        found[f"{searched}_minus_random_mse_at_20"] = curves[searched]["20"]["mse"] - curves[rival]["20"]["mse"]
+    for form, size in (("coldnas", "20"), ("lm", "5")):
+        searched, rival = (curves[f"{form}_{structure}"][size]["mse"] for structure in ("searched", "random"))
+        found[f"{form}_searched_minus_random_mse_at_{size}"] = searched - rival
     return found
 
 
@@ -229,7 +234,8 @@ def show(found: list[dict[str, Any]]) -> None:
         sizes = list(found[0]["curves"]["two_stage"])
         table = Table(metric, *(f"after {size}" for size in sizes), box=None)
         for arm in found[0]["curves"]:
-            means = [np.mean([each["curves"][arm][size][metric] for each in found]) for size in sizes]
+            shown = [size for size in sizes if size in found[0]["curves"][arm]]
+            means = [np.mean([each["curves"][arm][size][metric] for each in found]) for size in shown]
             table.add_row(arm, *(f"{value:.4f}" for value in means))
         console.print(table)
     for each in found:
@@ -242,7 +248,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(7.2, 4.4), layout="constrained", dpi=160)
     axes = figure.add_subplot()
-    for arm in ("closed_form", "ridge", "joint_finetuned", "two_stage", "coldnas_searched", "coldnas_film"):
+    for arm in ("closed_form", "ridge", "joint_finetuned", "two_stage", "coldnas_random", "coldnas_searched"):
         sizes = list(found[0]["curves"][arm])
         means = [np.mean([each["curves"][arm][size]["within_user_auc"] for each in found]) for size in sizes]
         axes.plot(sizes, means, marker="o", label=arm.replace("_", " "))
