@@ -102,14 +102,15 @@ class Lane:
         return max(0.0, work - done) / plan.workers
 
     def batch_seconds(self, payload: Payload) -> float:
-        """Return the seconds of a batch with a request in it, of a size that makes three quarters of what batches can.
+        """Return the seconds of a batch of a request and those that wait, at most of one that makes batches pay.
 
-        Who is let in with less time than that makes the batch small that they head, so that all behind are later still
-        and head smaller ones: under load it would end in batches of one.
+        Who is let in with less time than that makes the batch small that it heads, so that all behind are later still
+        and head smaller ones: under load it would end in batches of one. At four times the base, a batch does three
+        quarters of what the largest could.
         """
         own = self.stage.size(payload)
-        worthwhile = min(4 * self.cost.base, self.cost.cost(own * self.stage.plan.max_batch))
-        return max(self.cost.cost(own), worthwhile)
+        together = self.cost.cost(own * min(self.stage.plan.max_batch, len(self.queue) + 1))
+        return max(self.cost.cost(own), min(4 * self.cost.base, together))
 
     def share(self, now: float) -> float:
         """Return the backlog as a share of the time that the newest event in the queue has in all; 0 = none waits."""
