@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help=", ".join(BENCHES))
     parser.add_argument(
-        "--data", type=Path, help="folder with the public datasets (not needed by `world` and `prepare`)"
+        "--data", type=Path, help="folder with the public datasets (not needed by `world`, `prepare` and `simulator`)"
     )
     parser.add_argument("--json", type=Path, help="write the figures here; a picture goes beside it")
     parser.add_argument("--seeds", type=int, default=1)

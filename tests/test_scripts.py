@@ -125,6 +125,7 @@ class TestBench:
             "prepare",
             "scenes",
             "scoring",
+            "simulator",
             "streaming",
             "transfer",
             "world",
@@ -135,6 +136,11 @@ class TestBench:
         figures = bench("prepare", tmp_path, "--work", tmp_path / "kept" / "here")
         assert figures["rows_per_second_10k"] > 0
         assert figures["peak_megabytes_10k"] > 0
+
+    def test_simulator(self, tmp_path):
+        figures = bench("simulator", tmp_path)
+        assert figures["goodput_gap"] >= 0
+        assert figures["compute-bound_fixed_150"] < figures["compute-bound_alone_150"]
 
     def test_foundation(self, tmp_path):
         figures = bench("foundation", tmp_path)
