@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,7 +20,7 @@ from m6rec import distilling
 from m6rec.assemble import build, open_run, train_run
 from m6rec.compression import compress_run
 from m6rec.config import plain
-from m6rec.distillation.executors.local import LocalExecutor
+from m6rec.distillation.executors.local import LocalConfig, LocalExecutor
 from m6rec.distilling import open_teacher, taught, train, version_of
 from m6rec.errors import ConfigError, DistillationError
 from m6rec.recipe import read_recipe
@@ -55,11 +56,15 @@ def assert_equal_weights(run, other):
 class InThisProcess:
     """An executor that is no process: what a pool and a wire make of a teacher, without the seconds of a start."""
 
+    Config = LocalConfig
+    opening = threading.Lock()  # the libraries load models, and hide warnings, for a whole process
+
     def __init__(self, open_teacher, config=None):
         self._open = open_teacher
 
     def open(self):
-        self._teacher = self._open()
+        with self.opening:
+            self._teacher = self._open()
         return self._teacher.card
 
     def label(self, request):
@@ -72,7 +77,7 @@ class InThisProcess:
 @pytest.fixture
 def near(monkeypatch):
     """Let ``local`` teachers live in this process."""
-    monkeypatch.setattr(LocalExecutor, "__new__", lambda cls, *given: InThisProcess(*given))
+    monkeypatch.setattr("m6rec.distillation.executors.local.LocalExecutor", InThisProcess)
 
 
 class TestEverySourceTeachesTheSame:

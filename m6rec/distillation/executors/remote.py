@@ -45,8 +45,12 @@ class RemoteExecutor:
         self._connection = kind(place.hostname, place.port, timeout=config.timeout_seconds)
 
     def open(self) -> TeacherCard:
-        """Connect and return the teacher's card."""
-        return TeacherCard.load(self._ask("GET", CARD_PATH))
+        """Connect and return the teacher's card; hang up on whoever is none."""
+        try:
+            return TeacherCard.load(self._ask("GET", CARD_PATH))
+        except DistillationError:
+            self.close()
+            raise
 
     def label(self, request: bytes) -> bytes:
         """Return the packed answer to a packed batch."""

@@ -14,7 +14,7 @@ SEARCH = "search"
 def read_lines(text: str, verbs: Iterable[str] = ()) -> list[Any]:
     """Return a box's lines as events: a title or id, ``search: words``, or ``buy: title`` with a verb of the log.
 
-    >>> read_lines("red lamp\\\\nsearch: warm shoes\\\\nbuy: On the Road: Home", ["buy"])
+    >>> read_lines("red lamp\\nsearch: warm shoes\\nbuy: On the Road: Home", ["buy"])
     ['red lamp', {'query': 'warm shoes'}, {'item': 'On the Road: Home', 'verb': 'buy'}]
     """
     known = {verb.casefold(): verb for verb in verbs}
