@@ -30,7 +30,7 @@ class Batch:
         """Return what one event's trace says of it."""
         waited, ran = self.began - event.entered[self.stage.name], now - self.began
         size = self.stage.size(event.payload)
-        ends = {"wait_ms": 1000 * waited, "ms": 1000 * ran}
+        ends = {"wait_ms": round(1000 * waited, 3), "ms": round(1000 * ran, 3)}
         return {**ends, "size": size, "batch": len(self.events), "batch_size": self.size}
 
 
