@@ -27,7 +27,8 @@ from m6rec.evaluation.report import Report
 from m6rec.evaluation.result import Evaluation, PairEvaluation
 from m6rec.runs import versions
 from m6rec.tasks.base import Task
-from m6rec.tasks.ranking import Ranking, RankingScorer
+from m6rec.tasks.ranking import Ranking
+from m6rec.tasks.ranking_scorer import RankingScorer
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.tasks.retrieval_data import RetrievalScorer
 from m6rec.tasks.zeroshot import ZeroShot, ZeroShotScorer

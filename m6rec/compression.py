@@ -28,7 +28,8 @@ from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import check_recipe
 from m6rec.runs import CARD_FILE, versions
 from m6rec.tasks.base import Task
-from m6rec.tasks.ranking import Answer, Ranking, RankingScorer
+from m6rec.tasks.ranking import Answer, Ranking
+from m6rec.tasks.ranking_scorer import RankingScorer
 from m6rec.validation import validator
 
 COMPRESSION_FILE = "compression.json"

@@ -20,7 +20,8 @@ from m6rec.errors import RunError
 from m6rec.metrics.calibration import ece
 from m6rec.tasks.item_space import ItemSpace, last_segments
 from m6rec.tasks.neighbours import Links, sharpen
-from m6rec.tasks.ranking import Ranking, RankingScorer
+from m6rec.tasks.ranking import Ranking
+from m6rec.tasks.ranking_scorer import RankingScorer
 from m6rec.training.moments import Moments
 
 Floats = NDArray[np.float32]

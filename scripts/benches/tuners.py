@@ -23,7 +23,7 @@ from m6rec.data.sources.movielens import LatestSmall
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import read_recipe
-from m6rec.tasks.ranking import RankingScorer
+from m6rec.tasks.ranking_scorer import RankingScorer
 from m6rec.tasks.retrieval_data import RetrievalScorer
 from m6rec.tasks.scenes import SceneTask
 from m6rec.training.config import TrainingConfig

@@ -10,8 +10,9 @@ from m6rec.data.features import NUM_FEATURES, features
 from m6rec.data.histories import Judgements
 from m6rec.data.statistics import CROSS_NAMES
 from m6rec.errors import DataError, TunerError
-from m6rec.tasks.ranking import Ranking, RankingScorer, _listwise
+from m6rec.tasks.ranking import Ranking, _listwise
 from m6rec.tasks.ranking_data import RankingBatch, pair_statistics
+from m6rec.tasks.ranking_scorer import RankingScorer
 from m6rec.text.batch import TokenBatch
 from m6rec.text.library import find
 from m6rec.text.prompt import Candidate, UserText

@@ -127,7 +127,7 @@ class TestExam:
 def test_a_swapped_ranking_run_is_refused(ranking_run, retrieval_run, monkeypatch):
     from dataclasses import replace
 
-    from m6rec.tasks.ranking import RankingScorer
+    from m6rec.tasks.ranking_scorer import RankingScorer
 
     popularity = np.bincount(open_experiment(retrieval_run).dataset.histories().items.clip(0), minlength=36)
     sign = [1]
