@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from m6rec.assemble import Experiment, open_experiment
-from m6rec.errors import MissingExtraError, RunError
+from m6rec.errors import RunError
+from m6rec.on_ray import answered_on_ray
 from m6rec.tasks.ranking import Ranking
 from m6rec.tasks.retrieval import Retrieval
 from m6rec.training.dense_config import HardConfig
@@ -98,14 +99,7 @@ def mine_on_ray(plan: MinerPlan, miner: Miner, folder: Path, num_workers: int) -
     missing = miner.lists(folder).missing()
     if not missing:
         return
-    try:
-        import ray.data
-    except ImportError as error:
-        raise MissingExtraError("ray", "ray") from error
-    asked = ray.data.from_items([{"id": number} for number in missing], override_num_blocks=len(missing))
+    rows = [{"id": number} for number in missing]
     workers = (min(num_workers, len(missing)),) * 2
-    done = asked.map_batches(
-        MiningWorker, fn_constructor_args=(plan, str(folder)), batch_size=1, concurrency=workers, num_cpus=1
-    )
-    for _ in done.iter_rows():
+    for _ in answered_on_ray(MiningWorker, (plan, str(folder)), rows, workers):
         pass

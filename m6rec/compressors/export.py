@@ -44,11 +44,6 @@ class RankingGraph(nn.Module):
         super().__init__()
         self.backbone, self.task = backbone, task
 
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Layers after which there is an answer."""
-        return depths_of(self.backbone)
-
     def forward(
         self, ids: Tensor, positions: Tensor, blocks: Tensor, branches: Tensor, columns: Tensor, numbers: Tensor
     ) -> tuple[Tensor, ...]:
@@ -83,7 +78,7 @@ def whole_part(graph: RankingGraph, examples: Sequence[Example]) -> Part:
     inputs = [feed(*example) for example in sorted(examples, key=lambda example: -len(example[1]))]
     trees = {name: {1: "tokens"} for name in ("ids", "positions", "blocks", "branches")}
     sizes = {**trees, "columns": {0: "candidates"}, "numbers": {0: "candidates"}}
-    return Part(GRAPH_FILE, graph, inputs, sizes, [f"logits_{depth}" for depth in graph.depths])
+    return Part(GRAPH_FILE, graph, inputs, sizes, [f"logits_{depth}" for depth in depths_of(graph.backbone)])
 
 
 def export_graph(part: Part, backbone: Backbone, path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from m6rec.errors import DataError, MissingExtraError
+from m6rec.errors import DataError
+from m6rec.on_ray import answered_on_ray
 from m6rec.serving.batch.clerk import Clerk
 from m6rec.serving.batch.job import BatchJob
 from m6rec.serving.batch.parts import Part, PartsFolder, read_parts
@@ -50,16 +51,8 @@ def finished(job: BatchJob, parts: Sequence[Part]) -> Iterator[Part]:
         DataError: a row that cannot be read, unless errors are kept.
         MissingExtraError: Ray is not installed.
     """
-    try:
-        import ray.data
-    except ImportError as error:
-        raise MissingExtraError("ray", "ray") from error
     by_number = {part.number: part for part in parts}
-    asked = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts))
-    answered = asked.map_batches(
-        PartWorker, fn_constructor_args=(job,), batch_size=1, concurrency=job.config.workers, num_cpus=1
-    )
-    for row in answered.iter_rows():
+    for row in answered_on_ray(PartWorker, (job,), [asdict(part) for part in parts], job.config.workers):
         if row["problem"]:
             raise DataError(row["problem"])
         yield by_number[int(row["number"])]
