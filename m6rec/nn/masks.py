@@ -43,6 +43,20 @@ def tree_mask(
     return keep[:, None, :] & (in_trunk | in_branch)
 
 
+def seen(mask: Float[Tensor, "batch 1 tokens keys"]) -> Bool[Tensor, "batch tokens"]:
+    """Return which tokens anybody sees, be it only they themselves: all but padding.
+
+    Padding itself sees the trunk, so what a token sees does not tell.
+
+    Args:
+        mask: additive, of a batch of which nothing was read before. Two stacks have two sets of keys side by side.
+
+    >>> seen(additive(torch.tensor([[[[True, False], [True, False]]]]))).tolist()
+    [[True, False]]
+    """
+    return (mask == 0).any(-2).squeeze(1).unflatten(-1, (-1, mask.shape[2])).any(1)
+
+
 def additive(mask: Bool[Tensor, "*shape"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
     """Return 0 where ``mask`` holds and the most negative number of ``dtype`` elsewhere.
 

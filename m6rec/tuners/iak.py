@@ -16,6 +16,7 @@ from m6rec.backbones.cache import LayerCache
 from m6rec.backbones.scenes import ActiveBackbone, SceneBackbone
 from m6rec.errors import BackboneError, ConfigError, TunerError
 from m6rec.nn.kernels import KernelBank
+from m6rec.nn.masks import seen
 from m6rec.tuners.inserted import InsertedTuner, read_settings
 from m6rec.tuners.state import attached
 
@@ -143,7 +144,7 @@ class ActiveKernels(ActiveBackbone):
             )
         hidden, codes = self.banks[index](self.inner.layer(index, hidden, mask, positions, cache), self._scenes)
         if self.banks.training:
-            kept = (mask == 0).any(-1).squeeze(1)  # padding sees nothing
+            kept = seen(mask)
             self._sum = self._sum + (codes.divergence() * kept).sum()
             self._count += float(kept.sum())
         return hidden

@@ -81,24 +81,23 @@ def run(bench: Bench) -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
     for seed in range(bench.seeds):
         for name, arm in arms.items():
-            job = partial(tell_genres, bench, films, len(genres), arm, seed)
-            found = bench.once(f"{name}-{seed}-genres", partial(genres_of, job, arm, bench))
-            lr, curve = found.pop("lr"), found.pop("curve")
-            curves.setdefault(name, curve)
+            job = partial(tell_genres, bench, films, len(genres), arm)
+            lr = bench.once(f"{name}-rate", partial(best_rate, job, arm, bench))["lr"]
+            found = bench.once(f"{name}-{seed}-genres", partial(genres_of, job, seed, lr))
+            curves.setdefault(name, found.pop("curve"))
             found |= bench.once(f"{name}-{seed}-ranking", partial(rank, bench, arm, lr, seed))
             found |= bench.once(f"{name}-{seed}-retrieval", partial(retrieve, bench, arm, lr, seed))
             console.print(name, f"lr {lr:g}", {key: round(value, 4) for key, value in found.items()})
             for figure, value in found.items():
                 values.setdefault(f"{figure}_{name}", []).append(value)
-            bench.details.setdefault("rates", {})[f"{name}-{seed}"] = lr
+            bench.details.setdefault("rates", {})[name] = lr
     summarise(bench, values, curves)
 
 
-def genres_of(job: Any, arm: Arm, bench: Bench) -> dict[str, Any]:
-    """Return the test figures of genres, the learning rate that was picked for them, and the curve."""
-    lr = best_rate(job, arm, bench)
-    found, curve = job(lr, CPU_SECONDS["genres"])
-    return {**found, "lr": lr, "curve": curve}
+def genres_of(job: Any, seed: int, lr: float) -> dict[str, Any]:
+    """Return the test figures of genres, and the curve."""
+    found, curve = job(seed, lr, CPU_SECONDS["genres"])
+    return {**found, "curve": curve}
 
 
 def summarise(bench: Bench, values: Mapping[str, list[float]], curves: Mapping[str, list[tuple[int, float]]]) -> None:
@@ -117,7 +116,7 @@ def summarise(bench: Bench, values: Mapping[str, list[float]], curves: Mapping[s
     bench.details["curves"] = dict(curves)
     bench.protocol = {
         "cpu_seconds": CPU_SECONDS,
-        "genres": "films with one genre; 75 / 5 / 20 % by film; validation log loss picks the rate for all jobs",
+        "genres": "films with one genre; 75 / 5 / 20 % by film; validation log loss picks the rate for all jobs and seeds",
         "ranking": f"rating of 4 or more by time, words only (no number head), {TEST_PAIRS} test pairs",
         "retrieval": "recipe retrieval-flat, 5-core, leave-one-out, random ties, full ranking",
         "rates": {name: list(arm.rates) for name, arm in ARMS.items()},
@@ -126,12 +125,12 @@ def summarise(bench: Bench, values: Mapping[str, list[float]], curves: Mapping[s
         draw(curves, bench.json.with_suffix(".png"))
 
 
-def best_rate(job: Any, arm: Arm, bench: Bench) -> float:
-    """Return the learning rate that gets furthest on the genres of validation in a part of the time."""
+def best_rate(job: Any, arm: Arm, bench: Bench) -> dict[str, float]:
+    """Return the learning rate that gets furthest on the genres of validation in a part of the time, by one seed."""
     if len(arm.rates) == 1 or bench.quick:
-        return arm.rates[0]
-    losses = {lr: min(loss for _, loss in job(lr, TRY * CPU_SECONDS["genres"])[1]) for lr in arm.rates}
-    return min(losses, key=lambda lr: losses[lr])
+        return {"lr": arm.rates[0]}
+    losses = {lr: min(loss for _, loss in job(0, lr, TRY * CPU_SECONDS["genres"])[1]) for lr in arm.rates}
+    return {"lr": min(losses, key=lambda lr: losses[lr])}
 
 
 def tell_genres(
