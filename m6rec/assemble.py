@@ -41,7 +41,7 @@ from m6rec.runs import (
     versions,
 )
 from m6rec.tasks.base import Material, Task
-from m6rec.tasks.pretraining import Pretraining
+from m6rec.tasks.pretraining.task import Pretraining
 from m6rec.tasks.scenes import SceneTask
 from m6rec.text.library import find
 from m6rec.text.render import Renderer
@@ -139,9 +139,9 @@ def learnt(experiment: Experiment) -> Task:
     """
     scenes, task = experiment.recipe.scenes, experiment.task
     if experiment.recipe.dense is not None:
-        raise ConfigError("a recipe with dense is taught in stages: train it by m6rec.stages.train, or m6rec train")
+        raise ConfigError("a recipe with dense is taught in stages: train it by workflows.stages.train, or m6rec train")
     if experiment.recipe.distillation is not None:
-        raise ConfigError("a recipe with distillation is taught by m6rec.distilling.train, or m6rec train")
+        raise ConfigError("a recipe with distillation is taught by workflows.distilling.train, or m6rec train")
     if experiment.recipe.exits is not None:
         return ExitTask(task, experiment.recipe.exits)
     if scenes is None:

@@ -13,8 +13,8 @@ from m6rec.backbones.resolve import resolve_backbone
 from m6rec.recipe import Recipe, plugin
 from m6rec.runs import BASE_FOLDER
 from m6rec.tasks.base import Material
-from m6rec.tasks.corpus import Corpus
-from m6rec.tasks.pretraining import Pretraining
+from m6rec.tasks.pretraining.corpus import Corpus
+from m6rec.tasks.pretraining.task import Pretraining
 
 # More text than this moves neither the pieces of a small vocabulary nor the words in use by much.
 TOKENIZER_TEXTS = 100_000

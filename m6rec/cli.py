@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from m6rec import batch_commands, compress_commands, plan_commands, serve_commands, text_commands
+from m6rec.commands import batch, compress, plan, serve, text
+from m6rec.commands.screen import HistoryOption, JsonOption, RunArgument, console, parts, read_history, write_json
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
-from m6rec.screen import HistoryOption, JsonOption, RunArgument, console, parts, read_history, write_json
 
 app = typer.Typer(
     name="m6rec",
@@ -28,11 +28,8 @@ hub_app = typer.Typer(
     no_args_is_help=True, help="Push runs to the Hugging Face Hub and pull them.", rich_markup_mode=None
 )
 app.add_typer(hub_app, name="hub")
-app.add_typer(text_commands.app)
-app.add_typer(compress_commands.app)
-app.add_typer(batch_commands.app)
-app.add_typer(plan_commands.app)
-app.add_typer(serve_commands.app)
+for family in (text, compress, batch, plan, serve):
+    app.add_typer(family.app)
 SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
     "baselines": "m6rec.baselines:BASELINES",
@@ -69,10 +66,10 @@ def prepare(
     ],
 ) -> None:
     """Turn a log into a dataset folder: m6rec data prepare csv --from log.csv --user who --item what --out DIR."""
+    from m6rec.commands.flags import flag_help, parse_flags
     from m6rec.data.prepare import PrepareConfig
     from m6rec.data.prepare import prepare as prepare_dataset
     from m6rec.data.sources import SOURCES
-    from m6rec.flags import flag_help, parse_flags
 
     if source in ("--help", "-h"):
         typer.echo(
@@ -116,8 +113,8 @@ def train(
 ) -> None:
     """Train a recipe on a dataset folder: m6rec train retrieval data=DIR out=RUN."""
     from m6rec.recipe import read_recipe
-    from m6rec.stages import report
-    from m6rec.stages import train as train_recipe
+    from m6rec.workflows.stages import report
+    from m6rec.workflows.stages import train as train_recipe
 
     chosen = read_recipe(recipe, settings or [])
     _, result = train_recipe(chosen, resume=resume)
@@ -148,9 +145,9 @@ def evaluate(
 ) -> None:
     """Evaluate a run beside baselines, on everything that was held out."""
     from m6rec.assemble import open_experiment
-    from m6rec.comparison import compare_reranked, compare_run
     from m6rec.hub.transfer import locate
-    from m6rec.measurement import measure_run, measures_itself
+    from m6rec.workflows.comparison import compare_reranked, compare_run
+    from m6rec.workflows.measurement import measure_run, measures_itself
 
     if split not in ("valid", "test"):
         raise UnknownNameError("split", split, ("valid", "test"))
@@ -251,7 +248,7 @@ def show_prompt(
     domain: Annotated[str | None, typer.Option(help="Data template; default: the dataset's.")] = None,
 ) -> None:
     """Print what the model sees for a user and a task, segment by segment."""
-    from m6rec.inspection import prompt_table
+    from m6rec.commands.inspection import prompt_table
 
     console.print(prompt_table(data, task, user, parts(candidates, ";"), backbone, domain))
 
@@ -278,7 +275,7 @@ def demo(
     ] = False,
 ) -> None:
     """Run the main job on the sample world: prepare, train, evaluate, recommend, explain; offline."""
-    from m6rec.demo import run_demo
+    from m6rec.commands.demo import run_demo
 
     run_demo(out, console, quick=quick)
 

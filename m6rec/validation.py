@@ -11,10 +11,10 @@ from m6rec.data.store import Dataset
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.tasks.base import Task
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.ranking_scorer import RankingScorer
-from m6rec.tasks.retrieval import Retrieval
-from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
+from m6rec.tasks.ranking.task import Ranking
+from m6rec.tasks.retrieval.data import RetrievalScorer
+from m6rec.tasks.retrieval.task import Retrieval
 from m6rec.training.run import Evaluate
 
 VALIDATION_USERS = 4000

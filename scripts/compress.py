@@ -10,8 +10,8 @@ start_missing_processes()  # before torch: `accelerate launch --cpu` would start
 import logging  # noqa: E402
 import sys  # noqa: E402
 
-from m6rec.compression import compress_run  # noqa: E402
 from m6rec.errors import M6RecError  # noqa: E402
+from m6rec.workflows.compression import compress_run  # noqa: E402
 
 
 def main() -> None:

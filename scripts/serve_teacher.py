@@ -10,8 +10,8 @@ import contextlib
 import sys
 
 from m6rec.distillation.service import TeacherServer
-from m6rec.distilling import open_teacher
 from m6rec.errors import M6RecError
+from m6rec.workflows.distilling import open_teacher
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import sys  # noqa: E402
 
 from m6rec.errors import M6RecError  # noqa: E402
 from m6rec.recipe import read_recipe  # noqa: E402
-from m6rec.stages import train  # noqa: E402
+from m6rec.workflows.stages import train  # noqa: E402
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from m6rec.api import load
 from m6rec.assemble import open_experiment
 from m6rec.backbones.resolve import resolve_backbone
 from m6rec.errors import ConfigError, DataError, RunError
-from m6rec.tasks.ranking_scorer import RankingScorer
-from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
+from m6rec.tasks.retrieval.data import RetrievalScorer
 from tests.little_shop import ADJECTIVES, NOUNS
 
 

@@ -18,8 +18,8 @@ from m6rec.assemble import (
 )
 from m6rec.errors import BackboneError, ConfigError, DataError, M6RecError, RunError, UnknownNameError
 from m6rec.recipe import BackboneConfig, check_recipe, read_recipe
-from m6rec.tasks.ranking_scorer import RankingScorer
-from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
+from m6rec.tasks.retrieval.data import RetrievalScorer
 from m6rec.validation import validator
 from tests.little_shop import SMALL, prepare_shop, shop_events
 

@@ -4,11 +4,11 @@ import pytest
 
 from m6rec.api import load
 from m6rec.assemble import open_experiment, train_run
-from m6rec.comparison import compare_run
 from m6rec.data.prepare import PrepareConfig, prepare
 from m6rec.data.sources.table import CsvSource
 from m6rec.errors import DataError
 from m6rec.recipe import read_recipe
+from m6rec.workflows.comparison import compare_run
 from tests.little_shop import SMALL
 
 HEAD = "user,item,timestamp,rating,title"

@@ -8,10 +8,10 @@ import yaml
 
 from m6rec.api import load
 from m6rec.assemble import open_experiment
-from m6rec.comparison import compare_run
-from m6rec.measurement import measure_run, measures_itself
 from m6rec.recipe import read_recipe
-from m6rec.stages import train
+from m6rec.workflows.comparison import compare_run
+from m6rec.workflows.measurement import measure_run, measures_itself
+from m6rec.workflows.stages import train
 
 # edge has stages, distillation wants a teacher: tests/compressors and tests/test_distilling run them.
 RECIPES = sorted(

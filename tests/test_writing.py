@@ -12,7 +12,7 @@ from m6rec.cli import app
 from m6rec.errors import ConfigError, DataError, RunError, UnknownNameError
 from m6rec.recipe import read_recipe
 from m6rec.requests import named
-from m6rec.tasks.grounding import Evidence, words_of
+from m6rec.tasks.generation.grounding import Evidence, words_of
 from tests.little_shop import SMALL
 from tests.written_shop import prepare_written
 

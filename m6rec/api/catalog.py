@@ -14,9 +14,9 @@ from m6rec.errors import DataError, RunError
 from m6rec.indexes import INDEXES
 from m6rec.indexes.base import Index
 from m6rec.requests import Event, with_record
-from m6rec.tasks.item_space import ItemSpace, last_segments
-from m6rec.tasks.retrieval import Retrieval
-from m6rec.tasks.windows import Window, gap_buckets
+from m6rec.tasks.retrieval.item_space import ItemSpace, last_segments
+from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.tasks.retrieval.windows import Window, gap_buckets
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from m6rec.data.scenes import SceneConfig, SceneRule
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.hub.transfer import locate, push
 from m6rec.requests import Event, History, Recommendation, named, read_candidate, read_events, with_record
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.zeroshot import ZeroShot
+from m6rec.tasks.ranking.task import Ranking
+from m6rec.tasks.zeroshot.task import ZeroShot
 from m6rec.text.prompt import UserText
 
 

@@ -9,8 +9,8 @@ from m6rec.data.dialogues import Speaker, Turn
 from m6rec.decoding import DecodingConfig
 from m6rec.errors import DataError
 from m6rec.requests import Recommendation, named
-from m6rec.tasks.conversation import Conversation
-from m6rec.tasks.reply import Replier, Said
+from m6rec.tasks.conversation.reply import Replier, Said
+from m6rec.tasks.conversation.task import Conversation
 
 Turns = Sequence[str | Mapping[str, Any]]
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from m6rec.assemble import Run
 from m6rec.coldstart.users import ColdUsers
 from m6rec.errors import RunError, UnknownNameError
-from m6rec.tasks.conversation import Conversation
-from m6rec.tasks.generation import Generation
-from m6rec.tasks.pretraining import Pretraining
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.retrieval import Retrieval
-from m6rec.tasks.zeroshot import ZeroShot
+from m6rec.tasks.conversation.task import Conversation
+from m6rec.tasks.generation.task import Generation
+from m6rec.tasks.pretraining.task import Pretraining
+from m6rec.tasks.ranking.task import Ranking
+from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.tasks.zeroshot.task import ZeroShot
 
 
 class Team:

@@ -10,11 +10,11 @@ from m6rec.decoding import DecodingConfig, Form, Opening, Written, fill, stream
 from m6rec.errors import ConfigError, DataError
 from m6rec.evaluation.texts import rests_on, whole
 from m6rec.requests import Event, Recommendation, named, with_record
-from m6rec.tasks.conversation import Conversation
-from m6rec.tasks.generation import Generation, Request
-from m6rec.tasks.grounding import Evidence, words_of
+from m6rec.tasks.conversation.task import Conversation
+from m6rec.tasks.generation.grounding import Evidence, words_of
+from m6rec.tasks.generation.task import Generation, Request
 from m6rec.tasks.likelihood import ask, likelihoods
-from m6rec.tasks.pretraining import Pretraining
+from m6rec.tasks.pretraining.task import Pretraining
 from m6rec.text.prompt import Prompt, UserText
 from m6rec.text.segments import BLANK, Layout, Segment
 from m6rec.text.tokenize import TextTokenizer

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from m6rec.data.store import Dataset
 from m6rec.errors import DataError
-from m6rec.tasks.ranking_data import every_event, with_sampled_negatives
+from m6rec.tasks.ranking.data import every_event, with_sampled_negatives
 
 SIZES = (0, 1, 2, 5, 10, 20)
 """Support sizes that every table shows."""

@@ -27,8 +27,8 @@ from m6rec.nn import pooling
 from m6rec.tasks.base import Loss, Material
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.encoding import SegmentEncoder
-from m6rec.tasks.ranking import Placed, Ranking, RankingConfig
-from m6rec.tasks.ranking_data import every_event, with_sampled_negatives
+from m6rec.tasks.ranking.data import every_event, with_sampled_negatives
+from m6rec.tasks.ranking.task import Placed, Ranking, RankingConfig
 from m6rec.tasks.trees import slates
 from m6rec.text.batch import TokenBatch
 from m6rec.text.prompt import UserText

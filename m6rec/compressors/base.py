@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from m6rec.backbones.base import Backbone
 from m6rec.tasks.base import Task
-from m6rec.tasks.ranking import Answer
+from m6rec.tasks.ranking.task import Answer
 
 
 @dataclass(frozen=True)

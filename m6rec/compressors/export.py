@@ -20,8 +20,8 @@ from m6rec.compressors.weights import merged
 from m6rec.edge.folder import GRAPH_FILE
 from m6rec.edge.graphs import Graphs, feed
 from m6rec.errors import MissingExtraError, RunError
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.ranking_data import RankingBatch, ranking_batch
+from m6rec.tasks.ranking.data import RankingBatch, ranking_batch
+from m6rec.tasks.ranking.task import Ranking
 from m6rec.text.batch import TokenBatch
 from m6rec.text.tokenize import TokenizedLayout
 

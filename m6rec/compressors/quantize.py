@@ -23,7 +23,7 @@ from m6rec.edge.graphs import open_graphs
 from m6rec.edge.recommender import EdgeRecommender
 from m6rec.errors import ConfigError, MissingExtraError, RunError
 from m6rec.late_interaction.backbone import LateBackbone
-from m6rec.tasks.ranking import Ranking
+from m6rec.tasks.ranking.task import Ranking
 from m6rec.tasks.trees import read_tree
 
 # Requests that a folder is timed on.

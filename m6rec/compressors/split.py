@@ -14,8 +14,8 @@ from m6rec.edge.segments import Inputs, SplitFeed
 from m6rec.errors import RunError
 from m6rec.late_interaction.backbone import LateBackbone
 from m6rec.late_interaction.cache import SegmentCache, States
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.ranking_data import RankingBatch
+from m6rec.tasks.ranking.data import RankingBatch
+from m6rec.tasks.ranking.task import Ranking
 from m6rec.text.batch import TokenBatch
 
 

@@ -21,10 +21,10 @@ from m6rec.distillation.config import DistillationConfig, Taught
 from m6rec.errors import ConfigError, DistillationError
 from m6rec.nn.teaching import kl_of_classes, kl_of_top_k, listwise_kl, margin_mse, top_k_log_probs, vector_distance
 from m6rec.tasks.base import Task
-from m6rec.tasks.generation_data import GenerationBatch
-from m6rec.tasks.history_flat import FlatBatch
-from m6rec.tasks.history_pooled import PooledBatch
-from m6rec.tasks.ranking_data import RankingBatch
+from m6rec.tasks.generation.data import GenerationBatch
+from m6rec.tasks.ranking.data import RankingBatch
+from m6rec.tasks.retrieval.history_flat import FlatBatch
+from m6rec.tasks.retrieval.history_pooled import PooledBatch
 from m6rec.text.batch import TokenBatch
 
 Labels = dict[str, Tensor]

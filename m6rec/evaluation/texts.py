@@ -11,9 +11,9 @@ from m6rec.data.histories import Split
 from m6rec.decoding import DecodingConfig, Written
 from m6rec.errors import DataError
 from m6rec.metrics.generation import feature_coverage_ratio, feature_diversity, feature_match_ratio, overlap
-from m6rec.tasks.generation import Generation, Request
-from m6rec.tasks.grounding import Evidence, evidence
-from m6rec.tasks.passages import Passages
+from m6rec.tasks.generation.grounding import Evidence, evidence
+from m6rec.tasks.generation.passages import Passages
+from m6rec.tasks.generation.task import Generation, Request
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from m6rec.serving.stages.filter import FilterConfig
 from m6rec.serving.stages.recall_answer import RecallConfig
 from m6rec.serving.storage import HotSet, QueryCache, SegmentTiers
 from m6rec.serving.valkey import open_far
-from m6rec.tasks.conversation import Conversation
-from m6rec.tasks.generation import Generation
+from m6rec.tasks.conversation.task import Conversation
+from m6rec.tasks.generation.task import Generation
 
 
 @dataclass(frozen=True)

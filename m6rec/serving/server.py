@@ -18,17 +18,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from m6rec.api import load
 from m6rec.errors import ConfigError
-from m6rec.serving.app import AppConfig, make_app
 from m6rec.serving.catalogue import ServedCatalogue
 from m6rec.serving.executors import EXECUTORS
 from m6rec.serving.executors.base import Executor
 from m6rec.serving.graphs import GraphConfig, recommender_graph, warm
-from m6rec.serving.page.lazy import LazyPage
-from m6rec.serving.page.mount import has_page, page_app
-from m6rec.serving.plan import Plan, read_plan
-from m6rec.serving.planned import with_plan
-from m6rec.serving.request_log import LoggedExecutor, RequestLogger, kept_requests, read_log, timed
-from m6rec.serving.security import Gate, read_keys
+from m6rec.serving.planning.plan import Plan, read_plan
+from m6rec.serving.planning.planned import with_plan
+from m6rec.serving.planning.request_log import LoggedExecutor, RequestLogger, kept_requests, read_log, timed
+from m6rec.serving.web.app import AppConfig, make_app
+from m6rec.serving.web.page.lazy import LazyPage
+from m6rec.serving.web.page.mount import has_page, page_app
+from m6rec.serving.web.security import Gate, read_keys
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from m6rec.api import Recommender
 from m6rec.errors import JournalError
 from m6rec.runs import CARD_FILE
 from m6rec.tasks.catalogue import Catalogue
-from m6rec.tasks.generation import Generation
-from m6rec.tasks.pretraining import Pretraining
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.zeroshot import ZeroShot
+from m6rec.tasks.generation.task import Generation
+from m6rec.tasks.pretraining.task import Pretraining
+from m6rec.tasks.ranking.task import Ranking
+from m6rec.tasks.zeroshot.task import ZeroShot
 
 # Tasks that know an item by its words alone; an item of a place that they have not counted is one without counts.
 READERS = (Ranking, ZeroShot, Generation, Pretraining)

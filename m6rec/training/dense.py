@@ -22,8 +22,8 @@ from m6rec.nn.gather import gather_columns, gather_rows
 from m6rec.nn.losses import catalogue_cross_entropy
 from m6rec.nn.teaching import listwise_cross_entropy, listwise_kl, margin_mse
 from m6rec.tasks.base import Loss, WrappedTask
-from m6rec.tasks.retrieval import Retrieval
-from m6rec.tasks.windows import Window
+from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.tasks.retrieval.windows import Window
 from m6rec.training.dense_config import DenseConfig, HardConfig
 from m6rec.training.judges import Ranker
 from m6rec.training.lists import Lists

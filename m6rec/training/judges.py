@@ -18,10 +18,10 @@ from m6rec.backbones.base import Backbone
 from m6rec.data.histories import Histories, Judgements
 from m6rec.errors import RunError
 from m6rec.metrics.calibration import ece
-from m6rec.tasks.item_space import ItemSpace, last_segments
-from m6rec.tasks.neighbours import Links, sharpen
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.ranking_scorer import RankingScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
+from m6rec.tasks.ranking.task import Ranking
+from m6rec.tasks.retrieval.item_space import ItemSpace, last_segments
+from m6rec.tasks.retrieval.neighbours import Links, sharpen
 from m6rec.training.moments import Moments
 
 Floats = NDArray[np.float32]

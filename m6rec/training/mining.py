@@ -22,8 +22,8 @@ from m6rec.indexes import INDEXES
 from m6rec.indexes.base import Neighbours
 from m6rec.indexes.shards import Shards
 from m6rec.nn.gather import num_processes
-from m6rec.tasks.retrieval import Retrieval
-from m6rec.tasks.windows import Window, window
+from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.tasks.retrieval.windows import Window, window
 from m6rec.training.judges import Exam, Judge
 from m6rec.training.lists import ListFolder, Lists
 from m6rec.training.moments import Moments, TakenItems

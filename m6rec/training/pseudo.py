@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from m6rec.tasks.windows import Window, window
+from m6rec.tasks.retrieval.windows import Window, window
 from m6rec.training.dense_config import PseudoConfig
 from m6rec.training.judges import Judge, Ranker
 from m6rec.training.lists import Lists

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from m6rec.assemble import Experiment
 from m6rec.backbones.base import Backbone
-from m6rec.compression import COMPRESSION_FILE, compress_run
 from m6rec.compressors.cost import cpu_ms
 from m6rec.data.features import features
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
 from m6rec.metrics.ranking import auc
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.ranking_data import RankingBatch, pair_statistics, ranking_batch
+from m6rec.tasks.ranking.data import RankingBatch, pair_statistics, ranking_batch
+from m6rec.tasks.ranking.task import Ranking
 from m6rec.tasks.trees import slates
 from m6rec.text.tokenize import TokenizedLayout
+from m6rec.workflows.compression import COMPRESSION_FILE, compress_run
 
 WORDS = ("task.threshold=4", "task.numbers=false", "task.history_dropout=0.5", "training.max_cpu_seconds=300")
 # The last weights: the best by validation may be those before anything was learnt.

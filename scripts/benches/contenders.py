@@ -23,9 +23,9 @@ from m6rec.late_interaction.scorer import LateScorer
 from m6rec.serving.executors.local import LocalExecutor
 from m6rec.serving.graph import Graph
 from m6rec.serving.graphs import GraphConfig, TierConfig, recommender_graph, warm
-from m6rec.serving.plan import read_plan
-from m6rec.serving.planned import with_plan
-from m6rec.serving.request_log import LoggedExecutor, RequestLogger
+from m6rec.serving.planning.plan import read_plan
+from m6rec.serving.planning.planned import with_plan
+from m6rec.serving.planning.request_log import LoggedExecutor, RequestLogger
 from m6rec.serving.stage import StagePlan
 from m6rec.serving.stages.recall_answer import RecallConfig
 from m6rec.serving.storage import QueryCache

@@ -34,8 +34,8 @@ from m6rec.evaluation.bootstrap import compare, intervals
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.result import Evaluation
 from m6rec.metrics.generation import distinct
-from m6rec.tasks.conversation import CUTOFFS, Conversation
-from m6rec.tasks.reply import Replier
+from m6rec.tasks.conversation.reply import Replier
+from m6rec.tasks.conversation.task import CUTOFFS, Conversation
 
 SOURCES = {"redial": ReDial, "opendialkg": OpenDialKG}
 # A baseline is one term of the evidence alone.

@@ -18,12 +18,12 @@ from benches.harness import Bench, console
 
 from m6rec.assemble import Experiment, learnt, open_experiment, train_run
 from m6rec.distillation.lessons import Ask
-from m6rec.distilling import LABELS_FOLDER, open_teacher, taught
 from m6rec.edge.recommender import EdgeRecommender
 from m6rec.recipe import read_recipe
 from m6rec.runs import CARD_FILE
 from m6rec.tasks.base import Task
-from m6rec.tasks.ranking import Ranking
+from m6rec.tasks.ranking.task import Ranking
+from m6rec.workflows.distilling import LABELS_FOLDER, open_teacher, taught
 
 WORDS = ("task.threshold=4", "task.numbers=false", "task.history_dropout=0.5", "training.batch_size=4", *LAST)
 STUDENT = ("backbone.name=minilm", "backbone.layers=2", "training.lr=2e-4", "training.head_lr=2e-3")

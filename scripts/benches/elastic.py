@@ -37,10 +37,10 @@ from m6rec.distillation.roster import make_executor
 from m6rec.distillation.task import LabelledBatch
 from m6rec.distillation.teacher import TeacherCard
 from m6rec.distillation.wire import flatten, pack, unpack
-from m6rec.distilling import ROSTER_FILE, open_teacher, taught
 from m6rec.recipe import Recipe, read_recipe
 from m6rec.runs import BASE_FOLDER, CARD_FILE
 from m6rec.tasks.base import Task, WrappedTask
+from m6rec.workflows.distilling import ROSTER_FILE, open_teacher, taught
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 TINY = [

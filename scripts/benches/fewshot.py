@@ -24,7 +24,7 @@ from m6rec.data.sources.movielens import LatestSmall
 from m6rec.data.store import Dataset
 from m6rec.metrics.ranking import auc
 from m6rec.recipe import read_recipe
-from m6rec.tasks.zeroshot import ZeroShotScorer
+from m6rec.tasks.zeroshot.task import ZeroShotScorer
 from m6rec.training.loop import train
 
 SHOTS = (16, 64, 256)

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from m6rec.assemble import Experiment, open_experiment, train_run
-from m6rec.comparison import Compared, compare_run
 from m6rec.config import plain
 from m6rec.data.prepare import PrepareConfig, prepare
 from m6rec.data.sources.base import Source
@@ -23,6 +22,7 @@ from m6rec.data.store import Dataset
 from m6rec.errors import ConfigError, RunError
 from m6rec.recipe import read_recipe
 from m6rec.runs import CARD_FILE, read_card
+from m6rec.workflows.comparison import Compared, compare_run
 
 console = Console(stderr=True)
 # Counting baselines are searched in seconds; SASRec's default is the outcome of a search on Beauty's validation.

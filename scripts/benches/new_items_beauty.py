@@ -19,7 +19,7 @@ from m6rec.data.sources.base import Source
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.report import Report
 from m6rec.evaluation.result import Evaluation
-from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.retrieval.data import RetrievalScorer
 
 SHARE = 0.1
 # The price of new items: the same model with less of the probability given to them.

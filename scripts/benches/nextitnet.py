@@ -18,7 +18,6 @@ from m6rec.baselines import BASELINES
 from m6rec.baselines.next_item import ItemNetwork, NextItemBaseline
 from m6rec.baselines.nextitnet import NextItNet, NextItNetConfig
 from m6rec.baselines.tuning import tune
-from m6rec.comparison import Compared
 from m6rec.data.histories import Histories
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
@@ -26,6 +25,7 @@ from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.report import Report
 from m6rec.tuners.peterrec import PeterRecConfig, PeterRecTuner
 from m6rec.tuners.state import trained_share
+from m6rec.workflows.comparison import Compared
 
 METRICS = ("ndcg@10", "recall@10")
 TRIALS = 4

@@ -11,8 +11,8 @@ from m6rec.data.histories import Judgements
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
 from m6rec.evaluation.pairs import evaluate_pairs
-from m6rec.tasks.ranking import Ranking
-from m6rec.tasks.ranking_data import pair_statistics
+from m6rec.tasks.ranking.data import pair_statistics
+from m6rec.tasks.ranking.task import Ranking
 
 METRICS = ("auc", "uauc", "log_loss", "ece")
 WORDS = ("task.threshold=4", "task.history_dropout=0.5", "training.max_cpu_seconds=300")

@@ -21,7 +21,6 @@ from pathlib import Path
 from benches.harness import Bench, console
 from rich.table import Table
 
-from m6rec import stages
 from m6rec.assemble import Experiment, open_experiment, train_run
 from m6rec.config import plain
 from m6rec.data.prepare import PrepareConfig
@@ -34,11 +33,12 @@ from m6rec.evaluation.result import Evaluation
 from m6rec.recipe import Recipe, read_recipe
 from m6rec.runs import CARD_FILE
 from m6rec.tasks.base import Task
-from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.retrieval.data import RetrievalScorer
 from m6rec.training.dense import DenseRetrieval
 from m6rec.training.dense_config import DenseConfig
 from m6rec.training.lists import Lists
 from m6rec.training.pseudo import PseudoLabels
+from m6rec.workflows import stages
 
 HARD = ("dense.hard.num=4",)
 DENOISED = (*HARD, "dense.hard.rule=quantile", "dense.hard.threshold=0.5")

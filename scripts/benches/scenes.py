@@ -43,7 +43,7 @@ from m6rec.data.store import Dataset
 from m6rec.metrics.calibration import log_losses
 from m6rec.metrics.ranking import auc
 from m6rec.recipe import read_recipe
-from m6rec.tasks.ranking_scorer import RankingScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
 from m6rec.text.batch import TokenBatch
 from m6rec.training.loop import train
 from m6rec.tuners.lora import LoraConfig, LoraTuner

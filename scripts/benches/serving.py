@@ -27,10 +27,10 @@ from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
 from m6rec.data.store import Dataset
 from m6rec.runs import CARD_FILE
-from m6rec.serving.load import poisson
-from m6rec.serving.plan import Plan, write_plan
-from m6rec.serving.request_log import read_log
-from m6rec.serving.search import SearchConfig, search
+from m6rec.serving.planning.load import poisson
+from m6rec.serving.planning.plan import Plan, write_plan
+from m6rec.serving.planning.request_log import read_log
+from m6rec.serving.planning.search import SearchConfig, search
 
 LOADS = (0.5, 1.0, 2.0, 3.0, 6.0, 12.0)
 EVENTS, WARM, LAST = 24, 100, 0.2

@@ -18,10 +18,10 @@ from m6rec.serving.batcher import Fire
 from m6rec.serving.executors.local import LocalExecutor
 from m6rec.serving.graph import Graph
 from m6rec.serving.lane import Batch
-from m6rec.serving.load import Arrival, LoadReport, poisson
+from m6rec.serving.planning.load import Arrival, LoadReport, poisson
+from m6rec.serving.planning.replay import replay
+from m6rec.serving.planning.simulator import simulate
 from m6rec.serving.queues import StageQueue
-from m6rec.serving.replay import replay
-from m6rec.serving.simulator import simulate
 from m6rec.serving.stage import Payload, Stage, StagePlan, Update
 
 Cost = tuple[float, float]

@@ -22,7 +22,7 @@ from m6rec.data.store import Dataset
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.late_interaction.scorer import LateScorer, served
-from m6rec.tasks.ranking_scorer import RankingScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
 
 DEPTHS = (0, 2, 3, 4, 6)
 STEPS = 80

@@ -23,8 +23,8 @@ from m6rec.data.sources.movielens import LatestSmall
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.recipe import read_recipe
-from m6rec.tasks.ranking_scorer import RankingScorer
-from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
+from m6rec.tasks.retrieval.data import RetrievalScorer
 from m6rec.tasks.scenes import SceneTask
 from m6rec.training.config import TrainingConfig
 from m6rec.training.loop import TrainResult, train
@@ -116,7 +116,7 @@ def summarise(bench: Bench, values: Mapping[str, list[float]], curves: Mapping[s
     bench.details["curves"] = dict(curves)
     bench.protocol = {
         "cpu_seconds": CPU_SECONDS,
-        "genres": "films with one genre; 75 / 5 / 20 % by film; validation log loss picks the rate for all jobs and seeds",
+        "genres": "films with one genre; 75 / 5 / 20 % by film; validation log loss picks the rate, once for all",
         "ranking": f"rating of 4 or more by time, words only (no number head), {TEST_PAIRS} test pairs",
         "retrieval": "recipe retrieval-flat, 5-core, leave-one-out, random ties, full ranking",
         "rates": {name: list(arm.rates) for name, arm in ARMS.items()},

@@ -11,9 +11,9 @@ import numpy as np
 from benches.harness import Bench, console
 
 from m6rec.assemble import open_experiment
-from m6rec.comparison import Compared
+from m6rec.commands.demo import run_demo
 from m6rec.config import plain
-from m6rec.demo import run_demo
+from m6rec.workflows.comparison import Compared
 
 METRICS = ("ndcg@10", "recall@10")
 SEARCHED = {"itemknn": 8, "markov": 8, "sasrec": 6}

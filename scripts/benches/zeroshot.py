@@ -26,8 +26,8 @@ from m6rec.data.store import Dataset
 from m6rec.evaluation.evaluator import evaluate
 from m6rec.recipe import read_recipe
 from m6rec.tasks.encoding import SegmentEncoder
-from m6rec.tasks.zeroshot import ZeroShot
-from m6rec.tasks.zeroshot_config import ZeroShotConfig
+from m6rec.tasks.zeroshot.config import ZeroShotConfig
+from m6rec.tasks.zeroshot.task import ZeroShot
 from m6rec.text.render import Renderer
 from m6rec.text.tokenize import TextTokenizer
 

@@ -16,7 +16,7 @@ from m6rec.coldstart.items import ColdItems, _conditions
 from m6rec.compressors.quantize import _ranking
 from m6rec.errors import ConfigError, DataError, RunError
 from m6rec.recipe import Recipe, read_recipe
-from m6rec.tasks.ranking_scorer import RankingScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
 from m6rec.text.prompt import UserText
 from tests.little_shop import SMALL
 

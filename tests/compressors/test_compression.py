@@ -7,11 +7,11 @@ import pytest
 
 import m6rec
 from m6rec.backbones.resolve import resolve_backbone
-from m6rec.compression import compress_run, merged
 from m6rec.compressors import COMPRESSORS
 from m6rec.compressors.base import Compressor
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
 from m6rec.hub.staging import stage
+from m6rec.workflows.compression import compress_run, merged
 
 QUICK = ["training.max_steps=2", "training.batch_size=2"]
 METHODS = {

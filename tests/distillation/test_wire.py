@@ -7,7 +7,7 @@ import torch
 
 from m6rec.distillation.wire import flatten, pack, rebuild, unpack
 from m6rec.errors import DistillationError
-from m6rec.tasks.generation_data import GenerationBatch
+from m6rec.tasks.generation.data import GenerationBatch
 from m6rec.text.batch import TokenBatch
 
 

@@ -19,7 +19,7 @@ HISTORY, CANDIDATES = "red shirt; blue lamp", ["green shoes", "soft book", "warm
 @pytest.fixture(scope="module")
 def exits_run(ranking_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the little ranking run with exits at every layer."""
-    from m6rec.compression import compress_run
+    from m6rec.workflows.compression import compress_run
 
     out = tmp_path_factory.mktemp("runs") / "exits"
     card = compress_run(ranking_run, "early-exit", [f"out={out}", "training.max_steps=2", "training.head_lr=0.1"])
@@ -30,7 +30,7 @@ def exits_run(ranking_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def edge(exits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return it exported in float32, so that its answers can be held against the run's."""
-    from m6rec.compression import compress_run
+    from m6rec.workflows.compression import compress_run
 
     out = tmp_path_factory.mktemp("edge") / "fp32"
     card = compress_run(exits_run, "quantize", [f"out={out}", "precision=fp32"])
@@ -78,7 +78,7 @@ print([item.id for item in m6rec.load({str(edge)!r}).rank({HISTORY!r}, {CANDIDAT
 
 @pytest.mark.parametrize("precision", ["int8", "int8-static"])
 def test_eight_bits_are_smaller_and_nearly_the_same(exits_run, edge, tmp_path, precision):
-    from m6rec.compression import compress_run
+    from m6rec.workflows.compression import compress_run
 
     card = compress_run(exits_run, "quantize", [f"out={tmp_path / 'out'}", f"precision={precision}", "calibration=4"])
     assert card["graph_megabytes"] < card["float32_megabytes"]  # not a quarter: a tiny graph is mostly not weights
@@ -122,7 +122,7 @@ def test_a_damaged_folder(edge, tmp_path, name, damage):
 
 
 def test_only_ranking_is_exported(retrieval_run, tmp_path):
-    from m6rec.compression import compress_run
+    from m6rec.workflows.compression import compress_run
 
     with pytest.raises(RunError, match="only ranking runs are exported"):
         compress_run(retrieval_run, "quantize", [f"out={tmp_path / 'out'}"])

@@ -35,7 +35,7 @@ def late(shop, tiny_folder, tmp_path_factory):
 def pair(request, late, tmp_path_factory):
     """Return a run and its export in float32; option tuning brings virtual tokens, which are a segment too."""
     pytest.importorskip("onnxscript")
-    from m6rec.compression import compress_run
+    from m6rec.workflows.compression import compress_run
 
     run = late(request.param, f"tuner.name={request.param}", *(["tuner.num_classes=2"] * (request.param == "option")))
     edge = tmp_path_factory.mktemp("edge") / "split"
@@ -64,7 +64,7 @@ def test_what_is_kept_changes_nothing_and_is_not_read_again(pair):
 
 
 def test_eight_bits(pair, tmp_path):
-    from m6rec.compression import compress_run
+    from m6rec.workflows.compression import compress_run
 
     card = compress_run(pair[0], "quantize", [f"out={tmp_path / 'int8'}"])
     assert card["graph_megabytes"] < card["float32_megabytes"]
@@ -78,7 +78,7 @@ def test_a_way_that_is_too_long():
 
 
 def test_pooled_segments_are_not_exported(late, tmp_path):
-    from m6rec.compression import compress_run
+    from m6rec.workflows.compression import compress_run
 
     run = late("pooled", "late_interaction.granularity=pooled")
     with pytest.raises(RunError, match="expected token granularity"):

@@ -14,7 +14,7 @@ from m6rec.late_interaction.cache import CacheConfig, SegmentCache
 from m6rec.late_interaction.scorer import LateScorer
 from m6rec.recipe import read_recipe
 from m6rec.runs import ADAPTER_FOLDER
-from m6rec.tasks.ranking_scorer import RankingScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
 from tests.little_shop import SMALL
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from m6rec.config import plain
-from m6rec.serving.load import poisson
-from m6rec.serving.request_log import FORMAT, Logged, LoggedStage, LogHead, RequestLog, Visit
+from m6rec.serving.planning.load import poisson
+from m6rec.serving.planning.request_log import FORMAT, Logged, LoggedStage, LogHead, RequestLog, Visit
 from m6rec.serving.shedding import Ladder, Rung
 from m6rec.serving.stage import StagePlan
 

@@ -12,7 +12,7 @@ from m6rec.errors import ConfigError, DataError, StageError
 from m6rec.late_interaction.cache import CacheConfig
 from m6rec.serving.executors.local import LocalExecutor
 from m6rec.serving.graphs import GraphConfig, TierConfig, recommender_graph, warm
-from m6rec.serving.request_log import LoggedExecutor, RequestLogger, kept_requests, read_log
+from m6rec.serving.planning.request_log import LoggedExecutor, RequestLogger, kept_requests, read_log
 from m6rec.serving.shedding import Rung
 from m6rec.serving.stage import StagePlan
 from m6rec.serving.stages.filter import FilterConfig

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from m6rec.errors import ConfigError, RunError
-from m6rec.serving.app import AppConfig, make_app
 from m6rec.serving.server import ServerConfig, bind, open_server
+from m6rec.serving.web.app import AppConfig, make_app
 from tests.serving.fake_executor import FakeExecutor
 
 ROOT = Path(__file__).parents[2]
@@ -248,7 +248,7 @@ class TestRefused:
 
 
 def test_a_key_is_printed_once_and_its_file_opens_the_server(tmp_path, retrieval_run):
-    from m6rec.serving.security import Gate, read_keys
+    from m6rec.serving.web.security import Gate, read_keys
 
     told = subprocess.run(
         [sys.executable, "-m", "m6rec", "api-key", str(tmp_path / "keys"), "shop", "--per-minute", "3"],

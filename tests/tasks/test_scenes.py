@@ -17,7 +17,7 @@ from m6rec.api import load
 from m6rec.assemble import Experiment, learnt, open_experiment, train_run
 from m6rec.errors import BackboneError, ConfigError, DataError
 from m6rec.recipe import Recipe, check_recipe, dump, read_recipe
-from m6rec.tasks.ranking_scorer import RankingScorer
+from m6rec.tasks.ranking.scorer import RankingScorer
 from m6rec.tasks.scenes import SceneTask, balanced_draw
 from m6rec.tuners.iak import KernelBackbone
 from tests.little_shop import SMALL

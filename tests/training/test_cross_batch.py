@@ -52,7 +52,7 @@ if num_processes() > 1:
 
 DYING = """
 import os, sys
-from m6rec import stages
+from m6rec.workflows import stages
 from m6rec.errors import RunError
 from m6rec.recipe import read_recipe
 from m6rec.training.dense import DenseRetrieval
@@ -127,8 +127,8 @@ def test_a_process_that_dies_is_told_about_and_the_run_goes_on_later(words, tmp_
     assert "lost another" in said
     assert "--resume" in said
     assert not (tmp_path / "run" / "run.json").exists()
-    from m6rec import stages
     from m6rec.recipe import read_recipe
+    from m6rec.workflows import stages
 
     _, result = stages.train(read_recipe("retrieval", words), resume=True)
     assert (result.steps, result.stopped) == (4, "finished")

@@ -7,13 +7,13 @@ import torch
 from m6rec.assemble import open_experiment
 from m6rec.data.histories import Histories
 from m6rec.errors import RunError
-from m6rec.stages import open_teachers
-from m6rec.tasks.neighbours import Links, sharpen
-from m6rec.tasks.retrieval_data import RetrievalScorer
+from m6rec.tasks.retrieval.data import RetrievalScorer
+from m6rec.tasks.retrieval.neighbours import Links, sharpen
 from m6rec.training.dense_config import DenseConfig
 from m6rec.training.judges import CrossJudge, Exam, FusedJudge, Ranker, examine
 from m6rec.training.mining import Retriever, validation_lists
 from m6rec.training.moments import Moments
+from m6rec.workflows.stages import open_teachers
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ class TestExam:
 def test_a_swapped_ranking_run_is_refused(ranking_run, retrieval_run, monkeypatch):
     from dataclasses import replace
 
-    from m6rec.tasks.ranking_scorer import RankingScorer
+    from m6rec.tasks.ranking.scorer import RankingScorer
 
     popularity = np.bincount(open_experiment(retrieval_run).dataset.histories().items.clip(0), minlength=36)
     sign = [1]

@@ -14,7 +14,7 @@ from m6rec.late_interaction.scorer import LateScorer
 from m6rec.requests import read_candidate, read_events, with_record
 from m6rec.serving.stage import Payload, Update
 from m6rec.serving.stages.base import Models, PlainStage, num_candidates
-from m6rec.tasks.ranking import Placed, Ranking
+from m6rec.tasks.ranking.task import Placed, Ranking
 from m6rec.text.batch import collate
 from m6rec.text.prompt import UserText
 

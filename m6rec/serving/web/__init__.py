@@ -1,0 +1,1 @@
+"""The server as HTTP: routes, who may ask, what is told and measured, and the page."""

@@ -1,0 +1,1 @@
+"""Generation: an explanation, a title, a query, a description; the kinds are prompts."""

@@ -1,0 +1,1 @@
+"""Pretraining: M6's two objectives over everything in a dataset that is text."""

@@ -1,0 +1,1 @@
+"""Ranking: will this user say yes to this candidate?"""

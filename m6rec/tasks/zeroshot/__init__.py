@@ -1,0 +1,1 @@
+"""Zero-shot and few-shot scoring: how likely is the sentence of an event?"""
