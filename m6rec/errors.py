@@ -32,7 +32,8 @@ Every message says what was got, what was expected, and what to do. This module 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -209,6 +210,23 @@ class MissingExtraError(M6RecError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.package, self.extra)
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import what an extra brings: ``with needs("edge"): import onnxruntime``.
+
+    Raises:
+        MissingExtraError: it is not installed, and the message says how to.
+
+    >>> with needs("edge"): import no_such_module
+    Traceback (most recent call last):
+    m6rec.errors.MissingExtraError: no_such_module is not installed; do: pip install "m6rec[edge]"
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError((error.name or str(error)).partition(".")[0], extra) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from m6rec.errors import MissingExtraError
+from m6rec.errors import needs
 
 
 def answered_on_ray(
@@ -20,10 +20,8 @@ def answered_on_ray(
     Raises:
         MissingExtraError: Ray is not installed.
     """
-    try:
+    with needs("ray"):
         import ray.data
-    except ImportError as error:
-        raise MissingExtraError("ray", "ray") from error
     asked = ray.data.from_items([dict(row) for row in rows], override_num_blocks=len(rows))
     done = asked.map_batches(worker, fn_constructor_args=given, batch_size=1, concurrency=num_workers, num_cpus=1)
     yield from done.iter_rows()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from m6rec.baselines.sparse import popularity_prior, recent_events
 from m6rec.data.histories import Histories, Queries
-from m6rec.errors import MissingExtraError
+from m6rec.errors import needs
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,8 @@ class ALS:
 
     def __init__(self, config: ALSConfig | None = None) -> None:
         self.config = config or ALSConfig()
-        try:
+        with needs("bench"):
             import implicit  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("implicit", "bench") from error
 
     def fit(self, train: Histories) -> None:
         """Factorise the user-item matrix."""

@@ -19,7 +19,7 @@ from m6rec.compressors.exits import ExitingBackbone, GivenStates
 from m6rec.compressors.weights import merged
 from m6rec.edge.folder import GRAPH_FILE
 from m6rec.edge.graphs import Graphs, feed
-from m6rec.errors import MissingExtraError, RunError
+from m6rec.errors import RunError, needs
 from m6rec.tasks.ranking.data import RankingBatch, ranking_batch
 from m6rec.tasks.ranking.task import Ranking
 from m6rec.text.batch import TokenBatch
@@ -93,11 +93,9 @@ def export_graph(part: Part, backbone: Backbone, path: Path) -> None:
         MissingExtraError: onnx or onnxscript is not installed.
     """
     dims = {name: torch.export.Dim(name, min=_SMALLEST.get(name, 1)) for name in _names(part.open_sizes)}
-    try:
+    with needs("edge"):
         import onnxscript  # noqa: F401  (torch's exporter wants it, and it brings onnx_ir)
         from onnx_ir.passes.common import DeduplicateInitializersPass
-    except ImportError as error:
-        raise MissingExtraError("onnxscript", "edge") from error
     with torch.no_grad(), merged(backbone), quiet():
         program = torch.onnx.export(
             part.module.eval(),

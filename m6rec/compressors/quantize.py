@@ -21,7 +21,7 @@ from m6rec.data.features import NUM_FEATURES
 from m6rec.edge.folder import SERVED, TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
 from m6rec.edge.graphs import open_graphs
 from m6rec.edge.recommender import EdgeRecommender
-from m6rec.errors import ConfigError, MissingExtraError, RunError
+from m6rec.errors import ConfigError, RunError, needs
 from m6rec.late_interaction.backbone import LateBackbone
 from m6rec.tasks.ranking.task import Ranking
 from m6rec.tasks.trees import read_tree
@@ -101,10 +101,8 @@ class Quantize:
         if self.config.precision == "fp32":
             shutil.copyfile(plain, path)
             return
-        try:
+        with needs("edge"):
             from onnxruntime import quantization
-        except ImportError as error:
-            raise MissingExtraError("onnxruntime", "edge") from error
         options: dict[str, Any] = {"per_channel": self.config.per_channel, "weight_type": quantization.QuantType.QInt8}
         if self.config.precision == "int8":
             quantization.quantize_dynamic(plain, path, extra_options={"MatMulConstBOnly": True}, **options)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from m6rec.edge.folder import GRAPH_FILE, LOWER_FILE, UPPER_FILE, EdgeCard
 from m6rec.edge.segments import SplitFeed
-from m6rec.errors import MissingExtraError, RunError
+from m6rec.errors import RunError, needs
 from m6rec.late_interaction.cache import SegmentCache
 from m6rec.text.tokenize import TokenizedLayout
 
@@ -112,10 +112,8 @@ def open_graph(path: Path, num_threads: int = 1) -> Any:
         MissingExtraError: onnxruntime is not installed.
         RunError: the file is missing or damaged.
     """
-    try:
+    with needs("edge"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "edge") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     try:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m6rec.errors import MissingExtraError, RunError
+from m6rec.errors import RunError, needs
 
 
 class EdgeTokenizer:
@@ -20,10 +20,8 @@ class EdgeTokenizer:
     """
 
     def __init__(self, path: Path, special: Mapping[str, str]) -> None:
-        try:
+        with needs("edge"):
             from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtraError("tokenizers", "edge") from error
         if not path.is_file():
             raise RunError(f"{path} is missing; export the run again")
         try:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from m6rec.config import plain
-from m6rec.errors import DataError, MissingExtraError
+from m6rec.errors import DataError, needs
 from m6rec.evaluation.bootstrap import Comparison, Interval, compare, intervals
 from m6rec.evaluation.result import Evaluation, PairEvaluation
 from m6rec.evaluation.slices import slices
@@ -124,10 +124,8 @@ class Report:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        try:
+        with needs("bench"):
             from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtraError("matplotlib", "bench") from error
         metric = metric or self._main_metrics()[0]
         shown = sorted(self.rows, key=lambda row: self.intervals[row.name][metric].mean)
         known = [self.intervals[row.name][metric] for row in shown]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m6rec.config import plain
-from m6rec.errors import DataError, MissingExtraError
+from m6rec.errors import DataError, needs
 from m6rec.indexes.base import Neighbours, checked_entries, checked_queries
 from m6rec.indexes.storage import read, write
 
@@ -120,8 +120,6 @@ class FaissIndex:
 
 
 def _faiss() -> Any:
-    try:
+    with needs("index"):
         import faiss
-    except ImportError as error:
-        raise MissingExtraError("faiss", "index") from error
     return faiss

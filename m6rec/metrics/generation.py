@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from typing import Any
 
-from m6rec.errors import DataError, MissingExtraError
+from m6rec.errors import DataError, needs
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
 
@@ -28,10 +28,8 @@ def bleu(texts: Sequence[str], references: Sequence[str], order: int = 4) -> flo
 
     Differs: PETER's logs count with the script of Google's NMT, without smoothing and on their own tokens.
     """
-    try:
+    with needs("text"):
         from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise MissingExtraError("sacrebleu", "text") from error
     _check(texts, references)
     score: float = BLEU(max_ngram_order=order).corpus_score(list(texts), [list(references)]).score
     return score / 100
@@ -48,11 +46,9 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         MissingExtraError: the extra ``text`` is not installed.
         DataError: not one reference a text, or no text.
     """
-    try:
+    with needs("text"):
         from rouge_score.rouge_scorer import RougeScorer
         from rouge_score.tokenizers import DefaultTokenizer
-    except ImportError as error:
-        raise MissingExtraError("rouge_score", "text") from error
     _check(texts, references)
     scorer: Any = RougeScorer(list(ROUGES), tokenizer=DefaultTokenizer(use_stemmer=False))
     scores = [scorer.score(reference, text) for text, reference in zip(texts, references, strict=True)]

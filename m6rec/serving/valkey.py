@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from m6rec.errors import CacheError, MissingExtraError
+from m6rec.errors import CacheError, needs
 from m6rec.late_interaction.cache import States
 
 # A server that does not answer by then is of no use: the states are computed as fast.
@@ -79,10 +79,8 @@ def open_far(address: str, version: str) -> ValkeyTier:
         MissingExtraError: its client is not installed.
         CacheError: it does not answer.
     """
-    try:
+    with needs("valkey"):
         import valkey
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("valkey", "valkey") from error
     client = valkey.Valkey.from_url(address, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
     with _told():
         client.ping()

@@ -20,7 +20,7 @@ from rich.table import Table
 from m6rec.backbones.base import Backbone
 from m6rec.backbones.causal import CausalBackbone
 from m6rec.backbones.resolve import resolve_backbone
-from m6rec.errors import MissingExtraError
+from m6rec.errors import needs
 from m6rec.late_interaction.backbone import LateBackbone
 from m6rec.late_interaction.config import LateInteractionConfig
 from m6rec.late_interaction.scorer import LateScorer
@@ -122,10 +122,8 @@ def new_event(backbone: Backbone, rng: np.random.Generator) -> Callable[[], obje
 
 def cross_encoder(backbone: Backbone, folder: Path, count: int) -> Callable[[], object]:
     """Return a CrossEncoder of the same width and depth over as many tokens, with random weights."""
-    try:
+    with needs("bench"):
         from sentence_transformers import CrossEncoder
-    except ImportError as error:
-        raise MissingExtraError("sentence-transformers", "bench") from error
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     config = BertConfig(

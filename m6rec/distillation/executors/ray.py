@@ -5,7 +5,7 @@ from typing import Any
 
 from m6rec.distillation.executors.base import OpenTeacher
 from m6rec.distillation.teacher import Teacher, TeacherCard
-from m6rec.errors import DistillationError, MissingExtraError
+from m6rec.errors import DistillationError, needs
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ class RayExecutor:
 
     def __init__(self, open_teacher: OpenTeacher, config: RayConfig | None = None) -> None:
         self.open_teacher, self.config = open_teacher, config or RayConfig()
-        try:
+        with needs("ray"):
             import ray
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("ray", "ray") from error
         self._ray: Any = ray
         self._actor: Any = None
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from m6rec.errors import ConfigError, MissingExtraError, OverloadedError, StageError
+from m6rec.errors import ConfigError, OverloadedError, StageError, needs
 from m6rec.serving.executors import EXECUTORS
 from m6rec.serving.executors.base import Answer, Executor
 from m6rec.serving.graph import Graph
@@ -72,10 +72,8 @@ class RayExecutor:
     name = "ray"
 
     def __init__(self, graph: Graph, config: RayConfig | None = None) -> None:
-        try:
+        with needs("ray"):
             import ray.serve  # noqa: F401 (said now, not at the first request)
-        except ImportError as error:
-            raise MissingExtraError("ray", "ray") from error
         self.graph, self.config = graph, config or RayConfig()
         self._stages: _Deployed | None = None
         self._front: Executor | None = None

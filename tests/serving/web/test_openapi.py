@@ -4,10 +4,10 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.config import SchemathesisConfig
-from tests.serving.web.test_app import Items
 
 from m6rec.serving.web.app import make_app
 from tests.serving.fake_executor import FakeExecutor
+from tests.serving.web.test_app import Items
 
 APP = make_app(FakeExecutor(), Items())
 # Whatever is refused is refused with a reason of the client's: too long a body as well as a wrong field.
