@@ -13,8 +13,7 @@ from m6rec.evaluation.pairs import evaluate_pairs
 from m6rec.tasks.base import Task
 from m6rec.tasks.ranking.scorer import RankingScorer
 from m6rec.tasks.ranking.task import Ranking
-from m6rec.tasks.retrieval.data import RetrievalScorer
-from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.tasks.retrieval.base import Retriever
 from m6rec.training.run import Evaluate
 
 VALIDATION_USERS = 4000
@@ -32,13 +31,13 @@ def validator(task: Task, backbone: Backbone, dataset: Dataset, seed: int) -> Ev
         if not len(sample):
             return None
         return lambda _: evaluate_pairs(RankingScorer(task, backbone, "valid"), sample).means()
-    if not isinstance(task, Retrieval):
+    if not isinstance(task, Retriever):
         return _own_figures(task, backbone, seed)
     queries = dataset.histories().queries("valid")
     chosen = queries.take(np.sort(rng.permutation(len(queries))[:VALIDATION_USERS]))
     if not len(chosen):
         return None
-    return lambda _: evaluate(RetrievalScorer(task, backbone), chosen, seed=seed).means()
+    return lambda _: evaluate(task.scorer(backbone), chosen, seed=seed).means()
 
 
 def _own_figures(task: Task, backbone: Backbone, seed: int) -> Evaluate | None:

@@ -21,6 +21,7 @@ SMALL = {
         "training.batch_size=16",
     ],
     "retrieval-flat": ["task.dim=16", "task.max_events=6", "training.batch_size=8", "training.max_steps=2"],
+    "retrieval-maxsim": ["task.dim=16", "task.max_events=6", "training.batch_size=8", "training.max_steps=2"],
     "pretrain-small": [
         *("task.row_tokens=96", "training.batch_size=4"),
         *("training.num_epochs=null", "training.max_steps=2"),

@@ -22,6 +22,7 @@ RECIPES = sorted(
 # Memory and speed alone: a tiny tokenizer makes long texts.
 _RANKING = ["task.max_events=4", "task.max_branches=6", "training.batch_size=2"]
 _PRETRAINING = ["task.row_tokens=96", "training.batch_size=2"]
+_FLAT = ["task.max_events=4", "task.item_tokens=16", "training.batch_size=4"]
 _TALKING = ["task.item_tokens=8", "training.batch_size=2"]
 _WRITING = ["task.max_events=3", "task.max_branches=4", "training.batch_size=2", "task.decoding.max_new_tokens=6"]
 SMALL = {
@@ -34,7 +35,7 @@ SMALL = {
     "ranking-scenes": _RANKING,
     "zeroshot": ["task.max_events=3", "task.candidates=4"],
     "fewshot": ["task.max_events=3", "task.candidates=4", "task.shots=4", "training.batch_size=2"],
-    "retrieval-flat": ["task.max_events=4", "task.item_tokens=16", "training.batch_size=4"],
+    **dict.fromkeys(("retrieval-flat", "retrieval-maxsim"), _FLAT),
     **dict.fromkeys(("conversation", "conversation-retrieval"), _TALKING),
 }
 
@@ -43,7 +44,9 @@ ANSWERS = {
     "conversation": lambda recommender, titles: bool(recommender.chat([f"Something like {titles[0]}?"]).text),
     "conversation-retrieval": lambda recommender, titles: len(recommender.suggest([titles[0]], k=3)) == 3,
     "pretraining": lambda recommender, _: "[MASK]" not in recommender.generate("a red [MASK]", max_new_tokens=3).text,
-    "retrieval": lambda recommender, titles: len(recommender.recommend(titles[:2], k=3)) == 3,
+    **dict.fromkeys(
+        ("retrieval", "retrieval-maxsim"), lambda recommender, titles: len(recommender.recommend(titles[:2], k=3)) == 3
+    ),
     "ranking": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
     "zeroshot": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,
     "cold-items": lambda recommender, titles: len(recommender.rank(titles[:2], titles)) == 3,

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from m6rec.assemble import Run
 from m6rec.errors import DataError, RunError
-from m6rec.indexes import INDEXES
 from m6rec.indexes.base import Index
-from m6rec.requests import Event, with_record
-from m6rec.tasks.retrieval.item_space import ItemSpace, last_segments
-from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.requests import with_record
+from m6rec.tasks.retrieval.base import Retriever, Space
 from m6rec.tasks.retrieval.windows import Window, gap_buckets
 
 
@@ -25,24 +23,19 @@ class Offer:
 
     Args:
         space: the catalogue as vectors, items that are no longer on offer among them.
-        vectors: ``[num_items, total]`` float32, as the index has them.
         offered: ``[num_items]`` bool.
         index: over the items that were on offer when it was made.
     """
 
-    space: ItemSpace
-    vectors: NDArray[np.float32]
+    space: Space
     offered: NDArray[np.bool_]
     index: Index
 
     @classmethod
-    def of(cls, task: Retrieval, index: str) -> "Offer":
+    def of(cls, task: Retriever, index: str) -> "Offer":
         """Return what a task offers now, with an index of a name on their shelf."""
         space, offered = task.space(), task.catalogue.offered
-        vectors, places = space.vectors.cpu().numpy(), np.flatnonzero(offered)
-        made: Index = INDEXES.load(index)(dim=vectors.shape[1])
-        made.add(places, vectors[places])
-        return cls(space, vectors, offered, made)
+        return cls(space, offered, space.index(index, np.flatnonzero(offered)))
 
     def search(
         self, users: torch.Tensor, histories: Sequence[NDArray[np.int64]], counts: Sequence[int]
@@ -50,33 +43,33 @@ class Offer:
         """Return positions and scores of each user's best items (see :meth:`Catalog.search`).
 
         Args:
-            users: ``[num_users, total]`` as :meth:`Catalog.users` gives them.
+            users: a row each, as :meth:`Catalog.users` gives them.
             histories: positions of each one's events, oldest first, -1 = no item.
             counts: how many items each one wants.
         """
         queries, num_offered = users.cpu().numpy(), int(self.offered.sum())
         gone = len(self.index) - num_offered
         nearest = self.index.search(queries, min(max(counts), num_offered) + gone).ids
-        followed = self.space.cooccurrence * self.space.followers(histories)
+        followed = self.space.followed(histories)
         found = []
-        for query, near, bonus, k in zip(queries, nearest, followed, counts, strict=True):
+        for user, near, bonus, k in zip(users, nearest, followed, counts, strict=True):
             near = near[: k + gone]
             places = np.union1d(near[near >= 0], np.flatnonzero(bonus > 0))
-            found.append(self._best(query, places, bonus, k))
+            found.append(self._best(user, places, bonus, k))
         return found
 
     def order(
         self, user: torch.Tensor, history: NDArray[np.int64], places: Sequence[int]
     ) -> tuple[list[int], list[float]]:
         """Return those of some items that are on offer, best first, with the scores that a search gives them."""
-        followed = self.space.cooccurrence * self.space.followers([history])[0]
-        return self._best(user.cpu().numpy(), np.array(places, dtype=np.int64), followed, len(places))
+        followed = self.space.followed([history])[0]
+        return self._best(user, np.array(places, dtype=np.int64), followed, len(places))
 
     def _best(
-        self, query: NDArray[np.float32], places: NDArray[np.int64], followed: NDArray[np.float32], k: int
+        self, user: torch.Tensor, places: NDArray[np.int64], followed: NDArray[np.float32], k: int
     ) -> tuple[list[int], list[float]]:
         places = places[self.offered[places]]
-        scores = self.vectors[places] @ query + followed[places]
+        scores = self.space.scores(user, places) + followed[places]
         best = np.argsort(-scores, kind="stable")[:k]
         return places[best].tolist(), scores[best].tolist()
 
@@ -104,13 +97,13 @@ class Catalog:
         return int(self.run.task.catalogue.offered.sum())
 
     @property
-    def retrieval(self) -> Retrieval:
+    def retrieval(self) -> Retriever:
         """The task whose items these are.
 
         Raises:
             RunError: it is none that retrieves.
         """
-        if isinstance(self.run.task, Retrieval):
+        if isinstance(self.run.task, Retriever):
             return self.run.task
         raise RunError(
             f"{self.run.folder} holds the task {self.run.card['task']!r}; recommending needs a retrieval run"
@@ -133,8 +126,8 @@ class Catalog:
     def score(self, events: list[dict[str, Any]], place: int) -> float:
         """Return the score of one item for a history, as :meth:`nearest` has it."""
         user, offer = self.user(events), self.offer
-        followed = offer.space.cooccurrence * offer.space.followers([_places(events)])[0]
-        return float(offer.vectors[place] @ user.cpu().numpy() + followed[place])
+        followed = offer.space.followed([_places(events)])[0]
+        return float(offer.space.scores(user, np.array([place]))[0] + followed[place])
 
     def search(self, user: torch.Tensor, history: NDArray[np.int64], k: int) -> tuple[list[int], list[float]]:
         """Return positions and scores of the ``k`` best items on offer.
@@ -153,7 +146,7 @@ class Catalog:
         return offer
 
     @property
-    def space(self) -> ItemSpace:
+    def space(self) -> Space:
         """The catalogue as vectors."""
         return self.offer.space
 
@@ -176,7 +169,7 @@ class Catalog:
 
         Args:
             items: mappings with ``id`` and the item's fields (``title``, ``brand``, ``category``, ...).
-            vectors: ``[items, hidden]`` the backbone's vectors of their texts, from before; default: they are read.
+            vectors: a row each, as the catalogue keeps them, from before; default: their texts are read.
 
         Raises:
             DataError: an item without id or text, or an id that is taken.
@@ -199,7 +192,7 @@ class Catalog:
         task, texts = self.retrieval, self.texts(items)
         records = [{key: value for key, value in item.items() if key != "id"} for item in items]
         if vectors is None:
-            vectors = task.encoder.encode(self.run.backbone, task.tokenizer.texts(texts))
+            vectors = task.read_items(self.run.backbone, texts)
         put([str(item["id"]) for item in items], records, texts, vectors)
         if not self._changing:
             # Every new item's boost depends on how many there are, so the index is made anew at the next request.
@@ -234,25 +227,20 @@ class Catalog:
             self._seen(self._offer and replace(self._offer, offered=catalogue.offered))
 
     def user(self, events: list[dict[str, Any]]) -> torch.Tensor:
-        """Return the user's vector, as the index wants it."""
+        """Return the user as the space has one."""
         return self.users([events])[0]
 
     def users(self, histories: Sequence[list[dict[str, Any]]]) -> torch.Tensor:
-        """Return ``[num_users, total]``: the vectors of users, read in one pass."""
+        """Return users as the space has them, a row each, read in one pass."""
         task, space = self.retrieval, self.space
         # Before the cut: the first event that is read has a gap too.
         gaps = [_gaps(events)[-task.config.max_events :] for events in histories]
         kept = [events[-task.config.max_events :] for events in histories]
         together = [event for events in kept for event in events]
-        # Known items have vectors already.
-        texts = [_words(event, task) if event["place"] is None else "" for event in together]
-        segments = task.read_events([event["place"] for event in together], texts, self.run.backbone)
         starts = np.cumsum([0, *map(len, kept)]).tolist()
         windows = [self._window(events, own, start) for events, own, start in zip(kept, gaps, starts[:-1], strict=True)]
         records = [with_record(task.catalogue, event) for event in together]
-        states = task.states(self.run.backbone, windows, segments, records.__getitem__)
-        last = last_segments([window.segments for window in windows], space.config.window)
-        return space.users(states, space.profiles(last.to(states.device), segments.texts))
+        return task.users(self.run.backbone, space, windows, [event["place"] for event in together], records)
 
     def _window(self, events: list[dict[str, Any]], gaps: NDArray[np.int64], start: int) -> Window:
         verbs = {name: number for number, name in enumerate(self.retrieval.verb_names, start=1)}
@@ -270,7 +258,3 @@ def _gaps(events: list[dict[str, Any]]) -> NDArray[np.int64]:
 
 def _places(events: list[dict[str, Any]]) -> NDArray[np.int64]:
     return np.array([-1 if event["place"] is None else event["place"] for event in events], dtype=np.int64)
-
-
-def _words(event: Event, task: Retrieval) -> str:
-    return task.renderer.event(with_record(task.catalogue, event))[1]

@@ -9,7 +9,7 @@ from m6rec.tasks.conversation.task import Conversation
 from m6rec.tasks.generation.task import Generation
 from m6rec.tasks.pretraining.task import Pretraining
 from m6rec.tasks.ranking.task import Ranking
-from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.tasks.retrieval.base import Retriever
 from m6rec.tasks.zeroshot.task import ZeroShot
 
 
@@ -41,7 +41,7 @@ class Team:
         Raises:
             RunError: none does.
         """
-        if (run := self._first(Retrieval)) is None:
+        if (run := self._first(Retriever)) is None:
             raise self._missing(
                 "recommending needs a retrieval run", "train one: m6rec train retrieval data=DIR out=RUN"
             )
@@ -70,7 +70,7 @@ class Team:
     @property
     def can_retrieve(self) -> bool:
         """Whether a run retrieves."""
-        return self._first(Retrieval) is not None
+        return self._first(Retriever) is not None
 
     def writer(self, kind: str) -> Run:
         """Return the run that writes a kind of text.

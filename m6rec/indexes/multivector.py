@@ -1,5 +1,6 @@
 """Search over items of several vectors each: near vectors by another index, then MaxSim. Knows no model."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from m6rec.errors import DataError
 from m6rec.indexes import INDEXES
 from m6rec.indexes.base import Neighbours, checked_entries, checked_queries
 from m6rec.indexes.storage import read, write
-from m6rec.nn.maxsim import maxsim
+from m6rec.nn.maxsim import best_matches
+
+# Item vectors that one query is held against at once: 32 MB of 128 numbers each.
+VECTORS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class MultiVectorConfig:
     """Index on this shelf that finds vectors near a query's; changes results where it is approximate."""
     near: int = 64
     """How many near vectors of each query vector make their items candidates, k at least (changes results)."""
+    half: bool = False
+    """Whether MaxSim reads 16-bit copies of the vectors: half the memory (changes results by rounding)."""
 
 
 class MultiVectorIndex:
@@ -47,8 +53,9 @@ class MultiVectorIndex:
     def _clear(self) -> None:
         self._near = INDEXES.load(self.config.inner)(dim=self.dim)
         # One entry a vector, those of an item side by side: the inner index's id, the item, the vector itself.
-        self._rows, self._items = np.empty(0, np.int64), np.empty(0, np.int64)
-        self._vectors, self._next = np.empty((0, self.dim), np.float32), 0
+        vectors = np.empty((0, self.dim), np.float16 if self.config.half else np.float32)
+        self._keep(np.empty(0, np.int64), np.empty(0, np.int64), vectors)
+        self._next = 0
 
     def __len__(self) -> int:
         return len(np.unique(self._items))
@@ -71,7 +78,7 @@ class MultiVectorIndex:
         self._keep(
             np.concatenate([self._rows, rows]),
             np.concatenate([self._items, owners]),
-            np.concatenate([self._vectors, flat]),
+            np.concatenate([self._vectors, flat.astype(self._vectors.dtype)]),
         )
 
     def _flat(
@@ -114,31 +121,37 @@ class MultiVectorIndex:
             k: how many.
         """
         cube = _cube(queries)
-        flat = checked_queries(cube.reshape(-1, cube.shape[-1]), self.dim)
-        near = self._near.search(flat, max(k, self.config.near)).ids.reshape(*cube.shape[:2], -1)
+        kept: NDArray[np.bool_] = np.any(cube != 0, axis=-1)
+        near = self._near.search(checked_queries(cube[kept], self.dim), max(k, self.config.near)).ids
+        ends, everybody = np.cumsum([0, *kept.sum(1)]), np.unique(self._items)
         ids = np.full((len(cube), k), -1, dtype=np.int64)
         scores = np.full((len(cube), k), -np.inf, dtype=np.float32)
-        for number in range(len(cube) if len(self._rows) else 0):
-            query = cube[number]
-            kept = query.any(-1)
-            found = near[number][kept]
-            rows = self._by_row[np.searchsorted(self._rows, found[found >= 0], sorter=self._by_row)]
-            items = np.unique(self._items[rows])
-            values = self._maxsim(query[kept], items)
+        for number, (start, stop) in enumerate(itertools.pairwise(ends)):
+            items = self._owners(near[start:stop])
+            if len(items) < min(k, len(everybody)):  # one item's vectors may be all that is near
+                items = everybody
+            values = self._maxsim(cube[number][kept[number]], items)
             best = np.argsort(-values, kind="stable")[:k]
             ids[number, : len(best)], scores[number, : len(best)] = items[best], values[best]
         return Neighbours(ids, scores)
 
+    def _owners(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = np.searchsorted(self._rows, rows[rows >= 0], sorter=self._by_row)
+        owners: NDArray[np.int64] = np.unique(self._items[self._by_row[found]])
+        return owners
+
     def _maxsim(self, query: NDArray[np.float32], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the exact scores of some items, so many at once as bound the memory."""
         start, stop = (np.searchsorted(self._items, items, side) for side in ("left", "right"))  # type: ignore[call-overload]
-        places = start[:, None] + np.arange(int((stop - start).max(initial=0)))
-        keep = places < stop[:, None]
-        documents = torch.from_numpy(self._vectors[np.where(keep, places, 0)])
-        asked = torch.from_numpy(np.ascontiguousarray(query))
-        found = maxsim(
-            asked[None], documents[None], torch.ones(1, len(asked), dtype=torch.bool), torch.from_numpy(keep)[None]
-        )
-        values: NDArray[np.float32] = found[0].numpy()
+        values = np.empty(len(items), dtype=np.float32)
+        asked, most = torch.from_numpy(query), int((stop - start).max(initial=1))
+        step = max(1, VECTORS_AT_ONCE // most)
+        for first in range(0, len(items), step):
+            chunk = slice(first, first + step)
+            places = start[chunk, None] + np.arange(most)
+            keep = places < stop[chunk, None]
+            documents = torch.from_numpy(self._vectors[np.where(keep, places, 0)]).float()
+            values[chunk] = best_matches(asked, documents, torch.from_numpy(keep)).sum(0).numpy()
         return values
 
     def save(self, folder: Path) -> None:
@@ -152,7 +165,7 @@ class MultiVectorIndex:
         rows = np.arange(len(items))
         self._near.add(rows, vectors)
         self._next = len(items)
-        self._keep(rows, items, vectors)
+        self._keep(rows, items, vectors.astype(self._vectors.dtype))
 
 
 def _cube(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

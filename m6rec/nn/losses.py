@@ -31,7 +31,20 @@ def contrastive(
     >>> contrastive(torch.eye(2) * 100, torch.eye(2), torch.tensor([0, 1])).item()
     0.0
     """
-    scores = users.float() @ items.float().T
+    return contrastive_over(users.float() @ items.float().T, targets, excluded, log_q)
+
+
+def contrastive_over(
+    scores: Float[Tensor, "positions columns"],
+    targets: Int[Tensor, " positions"],
+    excluded: Bool[Tensor, "positions columns"] | None = None,
+    log_q: Float[Tensor, " columns"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return :func:`contrastive` of scores in logits, however they were made.
+
+    >>> contrastive_over(torch.eye(2) * 100, torch.tensor([0, 1])).item()
+    0.0
+    """
     if log_q is not None:
         scores = scores - log_q
     if excluded is not None:

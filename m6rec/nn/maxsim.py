@@ -45,5 +45,20 @@ def maxsim_in_batch(
     >>> maxsim_in_batch(ask, 3 * ask, keep, keep).tolist()
     [[3.0, 0.0], [0.0, 3.0]]
     """
-    size = len(queries), -1, -1, -1
-    return maxsim(queries, documents.expand(*size), query_keep, document_keep.expand(*size[:3]))
+    best = best_matches(queries.flatten(0, 1), documents, document_keep).unflatten(0, query_keep.shape)
+    found = best.masked_fill(~query_keep[..., None], 0.0).sum(1)
+    return found.masked_fill(~document_keep.any(-1), float("-inf"))
+
+
+def best_matches(
+    vectors: Float[Tensor, "rows width"],
+    documents: Float[Tensor, "documents vectors width"],
+    document_keep: Bool[Tensor, "documents vectors"],
+) -> Float[Tensor, "rows documents"]:
+    """Return each vector's best inner product within each document; what MaxSim sums over a query's tokens.
+
+    >>> best_matches(torch.eye(2), torch.tensor([[[3.0, 1.0], [2.0, 9.0]]]), torch.tensor([[True, False]])).tolist()
+    [[3.0], [1.0]]
+    """
+    products = (vectors @ documents.flatten(0, 1).T).unflatten(1, document_keep.shape)
+    return products.masked_fill(~document_keep, float("-inf")).amax(-1)

@@ -6,6 +6,7 @@ TASKS = Registry(
     "task",
     {
         "retrieval": "m6rec.tasks.retrieval.task:Retrieval",
+        "retrieval-maxsim": "m6rec.tasks.retrieval.maxsim:MaxSimRetrieval",
         "ranking": "m6rec.tasks.ranking.task:Ranking",
         "generation": "m6rec.tasks.generation.task:Generation",
         "zeroshot": "m6rec.tasks.zeroshot.task:ZeroShot",

@@ -37,7 +37,8 @@ class Catalogue:
         texts: the words of each item.
         ids: ``[num_items]`` int64 number of the learnt residual, -1 where training has not met the item.
         offered: ``[num_items]`` bool, ``False`` once removed.
-        vectors: ``[num_items, hidden]`` float32 the backbone's vector of each text; ``None`` before encoding.
+        vectors: ``[num_items, ...]`` what the task reads out of each text, such as the backbone's vector of it;
+            ``None`` before encoding.
     """
 
     keys: list[str]
@@ -45,7 +46,7 @@ class Catalogue:
     texts: list[str]
     ids: NDArray[np.int64]
     offered: NDArray[np.bool_]
-    vectors: Float[Tensor, "items hidden"] | None = None
+    vectors: Float[Tensor, "items *shape"] | None = None
 
     def __post_init__(self) -> None:
         self._places = {key: place for place, key in enumerate(self.keys)}
@@ -177,7 +178,9 @@ class Catalogue:
             RunError: a file is missing or damaged.
         """
         try:
-            table = pq.read_table(folder / "items.parquet")
+            # As one file, not as a data set: that would import pandas, as much as a tenth of a server's start.
+            with pq.ParquetFile(folder / "items.parquet") as file:
+                table = file.read()
             vectors = load_file(folder / "vectors.safetensors")["vectors"] if encoded else None
         except (OSError, pa.ArrowInvalid, SafetensorError, KeyError) as error:
             raise RunError(f"{folder}: the run's catalogue is missing or damaged ({error}); train again") from error

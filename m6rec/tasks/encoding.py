@@ -81,10 +81,22 @@ class SegmentEncoder:
         Args:
             what: noun for the progress bar, which shows only on a terminal and for long work.
         """
+        vectors = torch.zeros(len(texts), backbone.hidden_size)
+        for rows, batch in self.batches(backbone, texts, what):
+            vectors[torch.tensor(rows)] = self.read(backbone, batch).float().cpu()
+        return vectors
+
+    def batches(
+        self, backbone: Backbone, texts: Sequence[Sequence[int]], what: str = "texts"
+    ) -> Iterator[tuple[list[int], TokenBatch]]:
+        """Yield row numbers and batches of any number of token lists, while the backbone infers.
+
+        Args:
+            what: noun for the progress bar, as :meth:`encode` has it.
+        """
         training = backbone.training
         backbone.eval()
         device = next(backbone.parameters()).device
-        vectors = torch.zeros(len(texts), backbone.hidden_size)
         groups = track(
             list(self.groups(texts)),
             f"encoding {len(texts)} {what}",
@@ -93,10 +105,8 @@ class SegmentEncoder:
             disable=len(texts) < 1000 or not sys.stderr.isatty(),
         )
         for rows in groups:
-            batch = self.batch(backbone, [texts[row] for row in rows]).to(device)
-            vectors[torch.tensor(rows)] = self.read(backbone, batch).float().cpu()
+            yield rows, self.batch(backbone, [texts[row] for row in rows]).to(device)
         backbone.train(training)
-        return vectors
 
     def groups(self, texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """Yield row numbers of similar length whose padded size stays within the budget."""

@@ -29,8 +29,7 @@ from m6rec.runs import versions
 from m6rec.tasks.base import Task
 from m6rec.tasks.ranking.scorer import RankingScorer
 from m6rec.tasks.ranking.task import Ranking
-from m6rec.tasks.retrieval.data import RetrievalScorer
-from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.tasks.retrieval.base import Retriever
 from m6rec.tasks.zeroshot.task import ZeroShot, ZeroShotScorer
 
 HeldOut = Literal["valid", "test"]
@@ -120,8 +119,8 @@ def _scorer(experiment: Experiment, split: HeldOut, name: str) -> Any:
         return RankingScorer(task, backbone, split, name)
     if isinstance(task, ZeroShot):
         return ZeroShotScorer(task, backbone, name)
-    assert isinstance(task, Retrieval)
-    return RetrievalScorer(task, backbone, name)
+    assert isinstance(task, Retriever)
+    return task.scorer(backbone, name)
 
 
 def _periods(experiment: Experiment, split: HeldOut) -> tuple[Any, Any, Any]:
@@ -195,12 +194,12 @@ def compare_reranked(
     Raises:
         ConfigError: the runs are of other tasks, or of different datasets.
     """
-    if not isinstance(experiment.task, Retrieval) or not isinstance(ranker.task, Ranking):
+    if not isinstance(experiment.task, Retriever) or not isinstance(ranker.task, Ranking):
         raise ConfigError("expected a retrieval run and a ranking run, in this order")
     if experiment.dataset.manifest.hash != ranker.dataset.manifest.hash:
         raise ConfigError("the two runs were trained on different datasets")
     queries, seed = experiment.dataset.histories().queries(split), experiment.recipe.seed
-    scorer = RetrievalScorer(experiment.task, experiment.backbone, name)
+    scorer = experiment.task.scorer(experiment.backbone, name)
     found = evaluate(scorer, queries, cutoffs=(depth,), seed=seed).lists
     second = RankingScorer(ranker.task, ranker.backbone, split, f"{name} + ranker")
     scorers: tuple[Any, Any] = (scorer, second)

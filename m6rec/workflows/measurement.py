@@ -15,7 +15,7 @@ from m6rec.runs import versions
 from m6rec.tasks.base import Task
 from m6rec.tasks.generation.task import Generation
 from m6rec.tasks.ranking.task import Ranking
-from m6rec.tasks.retrieval.task import Retrieval
+from m6rec.tasks.retrieval.base import Retriever
 from m6rec.tasks.zeroshot.task import ZeroShot
 
 # Texts that are written to be compared; perplexity is of all of them.
@@ -64,7 +64,7 @@ def measures_itself(task: Task) -> bool:
     """Tell whether a task has figures of its own, and no rankings."""
     if isinstance(task, ColdItems):
         return task.config.phases is not None
-    return not isinstance(task, Retrieval | Ranking | ZeroShot)
+    return not isinstance(task, Retriever | Ranking | ZeroShot)
 
 
 def measure_run(

@@ -142,7 +142,7 @@ def usual_work(run: Path) -> tuple[str, str | None]:
     if is_edge(run):
         return "rank", None
     match read_card(run)["task"]:
-        case "retrieval":
+        case "retrieval" | "retrieval-maxsim":
             return "recommend", None
         case "ranking" | "zeroshot":
             return "rank", None

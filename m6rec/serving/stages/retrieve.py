@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from m6rec.serving.stage import Payload, Update
 from m6rec.serving.stages.base import PlainStage, history_of, num_candidates, runs_model
@@ -29,7 +29,8 @@ class Retrieve(PlainStage):
         free = [payload for payload in payloads if payload["allow"] is None]
         found: dict[int, Any] = {}
         if free:
-            users = torch.stack([payload["user"] for payload in free])
+            # A user may be of as many vectors as its text has tokens.
+            users = pad_sequence([payload["user"] for payload in free], batch_first=True)
             wanted = [num_candidates(payload) + len(payload["seen"] | payload["block"]) for payload in free]
             searched = offer.search(users, [history_of(payload) for payload in free], wanted)
             found = {id(payload): own for payload, own in zip(free, searched, strict=True)}

@@ -114,8 +114,10 @@ class Replier:
     def _plan(self, turns: Sequence[Turn], scores: Tensor, sure: float) -> Plan:
         words, room = self.task.words, self.decoding.max_new_tokens
         brought, names = self._brought(scores)
+        asked = unanswered(turns)
+        sure_enough = sure >= float(self.task.threshold) or len(asked) >= self.task.config.most_questions
         # Whoever has said nothing has given no evidence, whatever sells best.
-        recommends = bool(brought) and sure >= float(self.task.threshold) and any(turn.text.strip() for turn in turns)
+        recommends = bool(brought) and sure_enough and any(turn.text.strip() for turn in turns)
         ends = frozenset({self.task.tokenizer.control_ids["[EOS]"]})
         trie = Trie(names if recommends else [])
         constraint = NamesInMarks(
@@ -126,17 +128,18 @@ class Replier:
             room,
             most=self.task.config.most_items,
             language=self.task.config.language,
-            phrases=self._phrases(trie, room) if self.task.config.words == "heard" else None,
+            phrases=self._phrases(trie, room, asked) if self.task.config.words == "heard" else None,
         )
         opening = Opening(words.opening(turns, recommends, room), ends, constraint)
         return Plan(opening, tuple(brought) if recommends else (), sure)
 
-    def _phrases(self, names: Trie, room: int) -> Trie | None:
+    def _phrases(self, names: Trie, room: int, asked: Sequence[str]) -> Trie | None:
         """Return what may be said around names, or asked where there are none; ``None`` = no question was heard."""
         heard, mark = self.task.heard, self.task.words.mark
         most = min(self.task.config.most_items, len(names.root.names))
         if not most:
-            asks = [ask for ask in self.task.tokenizer.texts([defused(ask, ()) for ask in heard.asks]) if ask]
+            left = [ask for ask in heard.asks if ask not in asked] or heard.asks
+            asks = [ask for ask in self.task.tokenizer.texts([defused(ask, ()) for ask in left]) if ask]
             asks = [ask for ask in asks if len(ask) < room and mark not in ask]
             return Trie(asks) if asks else None
         # Names alone can always be said.
@@ -174,6 +177,19 @@ class Replier:
                 named.append(plan.brought[node.ends])
                 texts.append(self.task.words.names[named[-1].place])
         return Said(joined(texts), tuple(named), plan.confidence), is_open
+
+
+def unanswered(turns: Sequence[Turn]) -> list[str]:
+    """Return what the system has said since it last recommended.
+
+    >>> unanswered([Turn("SYSTEM", "How about It?", (7,)), Turn("USER", "No."), Turn("SYSTEM", "Something funny?")])
+    ['Something funny?']
+    """
+    texts = list[str]()
+    for turn in turns:
+        if turn.speaker == "SYSTEM":
+            texts = [] if turn.items else [*texts, turn.text]
+    return texts
 
 
 def joined(texts: Sequence[str]) -> str:

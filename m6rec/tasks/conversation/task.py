@@ -68,6 +68,8 @@ class ConversationConfig:
     ask_below: float | None = None
     """Ask back where the retriever's first ten hold less probability; null = as validation tells moments at which
     people recommended from those at which they did not. Inference only."""
+    most_questions: int = 2
+    """Times in a row that it asks back, never in the same words, before it recommends what it has. Inference only."""
     decoding: DecodingConfig = field(default_factory=lambda: DecodingConfig(max_new_tokens=48, no_repeat_ngram=4))
     """How replies are written where nobody says otherwise. Inference only."""
 

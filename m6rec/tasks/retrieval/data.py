@@ -85,6 +85,36 @@ class Segments:
     ids: Int[Tensor, " segments"]
 
 
+class QueryWindows:
+    """The newest events of whoever asks, as windows.
+
+    Args:
+        material: of the task that reads them.
+    """
+
+    def __init__(self, material: TrainingMaterial) -> None:
+        self.material = material
+        self._history: Histories | None = None
+
+    def of(self, queries: Queries) -> tuple[list[Window], list[NDArray[np.int64]]]:
+        """Return each query's window and the items in it."""
+        material = self.material
+        if queries.history is not self._history:
+            self._history, self._readable = queries.history, material.table.readable(queries.history)
+        history, segments = self._readable
+        windows, items = [], []
+        for user in queries.users.tolist():
+            owned = history.of(user)
+            start = max(owned.start, owned.stop - material.max_events)
+            windows.append(window(history, segments, user, start, owned.stop))
+            items.append(history.items[start : owned.stop].astype(np.int64))
+        return windows, items
+
+    def record(self, event: int) -> Mapping[str, Any]:
+        """Return the record of an event in one of the windows."""
+        return self.material.record_of(self._readable[0], event)
+
+
 class RetrievalScorer:
     """Scores the whole catalogue for evaluation; item vectors are computed once.
 
@@ -98,7 +128,7 @@ class RetrievalScorer:
     def __init__(self, task: "Retrieval", backbone: Backbone, name: str = "ours", batch_size: int = 256) -> None:
         self.task, self.backbone, self.name, self.batch_size = task, backbone, name, batch_size
         self._segments, self._space = task.segments(), task.space()
-        self._history: Histories | None = None
+        self._asked = QueryWindows(task.material)
 
     def score(self, queries: Queries) -> NDArray[np.float32]:
         """Return ``[num_queries, num_items]`` scores from each query's history."""
@@ -109,7 +139,7 @@ class RetrievalScorer:
     def parts(self, queries: Queries) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Return the learnt score, the co-occurrence and the text likeness, ``[num_queries, num_items]`` each."""
         space = self._space
-        windows, histories = self._windows(queries)
+        windows, histories = self._asked.of(queries)
         last = last_segments([item.segments for item in windows], space.config.window)
         learnt = self._states(windows) @ space.learnt.T / space.temperature + space.boost
         alike = space.profiles(last.to(learnt.device), self._segments.texts) @ space.texts.T
@@ -122,25 +152,8 @@ class RetrievalScorer:
         for start in range(0, len(order), self.batch_size):
             group = order[start : start + self.batch_size]
             chosen = [windows[number] for number in group]
-            states[group] = self.task.states(self.backbone, chosen, self._segments, self._record)
+            states[group] = self.task.states(self.backbone, chosen, self._segments, self._asked.record)
         return states
-
-    def _record(self, event: int) -> Mapping[str, Any]:
-        assert self._history is not None
-        return self.task.material.record_of(self._readable[0], event)
-
-    def _windows(self, queries: Queries) -> tuple[list[Window], list[NDArray[np.int64]]]:
-        material = self.task.material
-        if queries.history is not self._history:
-            self._history, self._readable = queries.history, material.table.readable(queries.history)
-        history, segments = self._readable
-        windows, items = [], []
-        for user in queries.users.tolist():
-            owned = history.of(user)
-            start = max(owned.start, owned.stop - material.max_events)
-            windows.append(window(history, segments, user, start, owned.stop))
-            items.append(history.items[start : owned.stop].astype(np.int64))
-        return windows, items
 
 
 def excluded_columns(

@@ -46,26 +46,23 @@ class FlatBatch:
         """Return the batch on ``device``."""
         return FlatBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
+    def met(self, num_items: int) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+        """Return (position, item) of every item that a position's user has met, the position's target excepted."""
+        chosen = (self.segments >= 0) & (self.segments < num_items) & (self.segments != self.targets[:, None])
+        return chosen.nonzero()[:, 0], self.segments[chosen]
 
-class FlatHistory(nn.Module):
-    """A user's text to a user vector: the state at ``[EOS']``, then ``W_u``.
+
+class HistoryReader:
+    """Users' texts as token trees, whatever is read out of them.
 
     Args:
-        hidden_size: width of the backbone's states.
-        dim: width of the user vector.
         prompt: the task's order of segments, with one block an event.
         renderer: the domain's words.
         tokenizer: with the control tokens added.
-
-    Source: M6-Rec section 1.4 (retrieval). Differs: the user's events are blocks in time order rather than one
-        bidirectional source, so that training scores every position in one pass.
+        max_tokens: of the backbone.
     """
 
-    def __init__(
-        self, hidden_size: int, dim: int, prompt: Prompt, renderer: Renderer, tokenizer: TextTokenizer, max_tokens: int
-    ) -> None:
-        super().__init__()
-        self.project = nn.Linear(hidden_size, dim)
+    def __init__(self, prompt: Prompt, renderer: Renderer, tokenizer: TextTokenizer, max_tokens: int) -> None:
         self.prompt, self.renderer, self.tokenizer = prompt, renderer, tokenizer
         self.max_tokens = min(max_tokens, prompt.budget_tokens)
 
@@ -117,6 +114,24 @@ class FlatHistory(nn.Module):
                 place += 1
         flat = [target for row in targets for target in row]
         return FlatBatch(tokens, rows, columns, torch.tensor(flat, dtype=torch.long), met)
+
+
+class FlatHistory(nn.Module):
+    """A user's text to a user vector: the state at ``[EOS']``, then ``W_u``.
+
+    Args:
+        hidden_size: width of the backbone's states.
+        dim: width of the user vector.
+        reader: of the users' texts.
+
+    Source: M6-Rec section 1.4 (retrieval). Differs: the user's events are blocks in time order rather than one
+        bidirectional source, so that training scores every position in one pass.
+    """
+
+    def __init__(self, hidden_size: int, dim: int, reader: HistoryReader) -> None:
+        super().__init__()
+        self.project = nn.Linear(hidden_size, dim)
+        self.reader = reader
 
     def forward(self, backbone: Backbone, batch: FlatBatch) -> Float[Tensor, "positions dim"]:
         """Return the user vector at each position (not normalised)."""

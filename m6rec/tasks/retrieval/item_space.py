@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m6rec.indexes import INDEXES
+from m6rec.indexes.base import Index
 from m6rec.tasks.retrieval.neighbours import Kin, Links, NeighbourConfig, boost_for_share, sharpen
 
 
@@ -46,6 +49,23 @@ class ItemSpace:
         """The items' vectors, for an index."""
         return torch.cat([self.learnt, self.texts, self.boost[:, None]], dim=1)
 
+    def index(self, inner: str, places: NDArray[np.integer]) -> Index:
+        """Return an index of the shelf over some items."""
+        index: Index = INDEXES.load(inner)(dim=self.rows.shape[1])
+        index.add(places, self.rows[places])
+        return index
+
+    @cached_property
+    def rows(self) -> NDArray[np.float32]:
+        """The items' vectors in memory, made once."""
+        rows: NDArray[np.float32] = self.vectors.cpu().numpy()
+        return rows
+
+    def scores(self, user: Float[Tensor, " total"], places: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return a user's inner products with some items."""
+        found: NDArray[np.float32] = self.rows[places] @ user.cpu().numpy()
+        return found
+
     def users(
         self, states: Float[Tensor, "users dim"], profiles: Float[Tensor, "users width"]
     ) -> Float[Tensor, "users total"]:
@@ -82,6 +102,10 @@ class ItemSpace:
         """
         return sharpen(self.kin.inherit(self.links.follow(histories, len(self.learnt), self.config)))
 
+    def followed(self, histories: Sequence[NDArray[np.integer]]) -> NDArray[np.float32]:
+        """Return ``[num_users, num_items]`` the co-occurrence term as it is added to the scores."""
+        return np.float32(self.cooccurrence) * self.followers(histories)
+
     def boosted(
         self,
         groups: Sequence[tuple[NDArray[np.bool_], float]],
@@ -103,7 +127,7 @@ class ItemSpace:
             return boost
         histories = [row[row >= 0][::-1] for row in last.cpu().numpy()]
         scores = (self.users(states, self.profiles(last)) @ self.vectors.T).cpu().numpy()
-        scores += np.float32(self.cooccurrence) * self.followers(histories)
+        scores += self.followed(histories)
         for members, share in groups:
             boost[torch.from_numpy(members)] = boost_for_share(scores[:, trained], scores[:, members], share)
         return boost

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,28 +21,27 @@ from m6rec.backbones.base import Backbone
 from m6rec.data.histories import Queries
 from m6rec.nn.losses import catalogue_cross_entropy, contrastive
 from m6rec.nn.towers import ItemTower, Whitening, own_history_pairs
-from m6rec.tasks.base import Loss, Material, Task, built_over
+from m6rec.tasks.base import Loss, Material
 from m6rec.tasks.catalogue import Catalogue
 from m6rec.tasks.encoding import SegmentEncoder
-from m6rec.tasks.heads import load_heads, read_names, read_tensors, save_heads
+from m6rec.tasks.heads import read_tensors
+from m6rec.tasks.retrieval.base import Record, Retriever
 from m6rec.tasks.retrieval.blend import choose_blend
 from m6rec.tasks.retrieval.config import RetrievalConfig
-from m6rec.tasks.retrieval.data import RetrievalScorer, Segments, TrainingMaterial, excluded_columns, log_share
-from m6rec.tasks.retrieval.history_flat import FlatBatch, FlatHistory
+from m6rec.tasks.retrieval.data import RetrievalScorer, Segments, excluded_columns
+from m6rec.tasks.retrieval.history_flat import FlatBatch, FlatHistory, HistoryReader
 from m6rec.tasks.retrieval.history_pooled import PooledBatch, PooledHistory, collate_windows
 from m6rec.tasks.retrieval.item_space import ItemSpace, last_segments
 from m6rec.tasks.retrieval.neighbours import Kin, Links
-from m6rec.tasks.retrieval.segment_table import SegmentTable
 from m6rec.tasks.retrieval.windows import Window
 from m6rec.text.prompt import Prompt
 from m6rec.text.render import Renderer
-from m6rec.text.tokenize import TextTokenizer
 
 # Users kept with a run, to calibrate new items on.
 NUM_PROBES = 256
 
 
-class Retrieval(Task):
+class Retrieval(Retriever):
     """Find the next items in the whole catalogue: user and item vectors in one space.
 
     Source: M6-Rec (2205.08084), section 3: [EOS'] -> W_u and [EOS] -> W_i, 128-d, L2 norm, InfoNCE at temperature 0.07.
@@ -66,10 +65,7 @@ class Retrieval(Task):
         backbone: Backbone,
         verb_names: Sequence[str] = (),
     ) -> None:
-        super().__init__()
-        self.config, self.catalogue, self.renderer = config, catalogue, renderer
-        self.verb_names = tuple(verb_names)
-        self.tokenizer = TextTokenizer(backbone.tokenizer)
+        super().__init__(config, catalogue, renderer, backbone, verb_names)
         self.encoder = SegmentEncoder(config.item_region, config.item_readout, config.item_layers, config.item_tokens)
         width = min(config.whiten, backbone.hidden_size) or backbone.hidden_size
         self.whitening = Whitening(backbone.hidden_size, width) if config.whiten else nn.Identity()
@@ -86,55 +82,27 @@ class Retrieval(Task):
         # Items at training time, and the share of validation's events that went to those without training events.
         self.register_buffer("at_training", torch.tensor([len(catalogue), 0.0], dtype=torch.float64))
         self.links: Links | None = None
-        self._material: TrainingMaterial | None = None
         self._validation: Queries | None = None
 
     def _history(self, backbone: Backbone) -> PooledHistory | FlatHistory:
         config = self.config
         if config.granularity == "pooled":
             return PooledHistory(config.pooled, config.dim, config.max_events, len(self.verb_names))
-        prompt = Prompt(config.prompt)
-        return FlatHistory(backbone.hidden_size, config.dim, prompt, self.renderer, self.tokenizer, backbone.max_tokens)
+        reader = HistoryReader(Prompt(config.prompt), self.renderer, self.tokenizer, backbone.max_tokens)
+        return FlatHistory(backbone.hidden_size, config.dim, reader)
 
     @classmethod
-    def build(cls, config: RetrievalConfig, material: Material, backbone: Backbone) -> "Retrieval":
-        """Return a new task over a dataset; reads training events, and the words of what is known before the test."""
-        torch.manual_seed(material.seed)
-        dataset = material.dataset
-        known = dataset.histories().before("test")
-        train = known.before("train")
-        task = cls(
-            config, Catalogue.of(dataset, material.renderer, train), material.renderer, backbone, known.verb_names
-        )
-        table = SegmentTable.of(dataset, known)
-        task._material = TrainingMaterial(
-            dataset.event_record, table, *table.readable(train), config.max_events, config.context_events
-        )
-        task.links = Links.count(train, config.neighbours.window)
-        task._validation = dataset.histories().queries("valid")
+    def build(cls, config: RetrievalConfig, material: Material, backbone: Backbone) -> Self:
+        """Return a new task over a dataset, its links counted."""
+        task = super().build(config, material, backbone)
+        task.links = Links.count(task.material.train, config.neighbours.window)
+        task._validation = material.dataset.histories().queries("valid")
         return task
 
     @property
     def trains_backbone(self) -> bool:
         """Whether the loss reaches the backbone at all; cached vectors cut it off."""
         return self.config.granularity == "flat" or self.config.item_vectors == "step"
-
-    @property
-    def material(self) -> TrainingMaterial:
-        """What the task is trained on.
-
-        Raises:
-            RunError: a loaded run has none.
-        """
-        return built_over(self._material)
-
-    def examples(self) -> Sequence[Window]:
-        """Return the training windows."""
-        return self.material.windows
-
-    def lengths(self) -> Sequence[int]:
-        """Return each window's number of events."""
-        return [int(length) for length in self.material.windows.lengths()]
 
     def refresh(self, backbone: Backbone, epoch: int) -> None:
         """Encode items and searches: once, or before every epoch with ``item_vectors=epoch``."""
@@ -160,7 +128,7 @@ class Retrieval(Task):
         """Make one batch of windows, every event but the first a target."""
         num_items = self.material.table.num_items
         if isinstance(self.history, FlatHistory):
-            return self.history.batch(examples, self.material.record, num_items, predict=True)
+            return self.history.reader.batch(examples, self.material.record, num_items, predict=True)
         return collate_windows(examples, num_items, predict=True)
 
     def loss(self, backbone: Backbone, batch: PooledBatch | FlatBatch) -> Loss:
@@ -223,10 +191,7 @@ class Retrieval(Task):
         """Return states, targets and (position, item) pairs that are no negatives, one row a target."""
         num_items = self.material.table.num_items
         if isinstance(self.history, FlatHistory) and isinstance(batch, FlatBatch):
-            states = self.history(backbone, batch)
-            chosen = (batch.segments >= 0) & (batch.segments < num_items) & (batch.segments != batch.targets[:, None])
-            rows = chosen.nonzero()[:, 0]
-            return states, batch.targets, (rows, batch.segments[chosen])
+            return self.history(backbone, batch), batch.targets, batch.met(num_items)
         assert isinstance(self.history, PooledHistory)
         assert isinstance(batch, PooledBatch)
         states = self.history(batch, vectors, torch.searchsorted(columns, batch.segments))
@@ -234,12 +199,6 @@ class Retrieval(Task):
         inputs = torch.where(batch.keep & (batch.segments < num_items), batch.segments, -1)
         pairs = own_history_pairs(inputs, batch.targets, wanted)
         return states[wanted], batch.targets[wanted], pairs
-
-    def log_q(self, items: Int[Tensor, " columns"]) -> Float[Tensor, " columns"] | None:
-        """Return the log of each item's share of the targets (and of the random negatives)."""
-        if not self.config.logq:
-            return None
-        return log_share(self.material.target_counts).to(items.device)[items]
 
     @torch.no_grad()
     def finish(self, backbone: Backbone) -> None:
@@ -252,7 +211,7 @@ class Retrieval(Task):
         if self._validation is not None:
             idle = self.catalogue.ids[self._validation.targets] < 0
             self.at_training[1] = idle.sum() / max(1, len(idle))
-            scorer = RetrievalScorer(self, backbone)
+            scorer = self.scorer(backbone)
             fixed = (config.cooccurrence, config.text)
             chosen = choose_blend(self._validation, scorer.parts, fixed, seed=0)
             self.blend.copy_(torch.tensor(chosen, dtype=self.blend.dtype))
@@ -342,7 +301,7 @@ class Retrieval(Task):
         chosen = [windows[number] for number in full]
         total = len(segments.towers)
         if isinstance(self.history, FlatHistory):
-            batch = self.history.batch(chosen, records or self.material.record, total, predict=False)
+            batch = self.history.reader.batch(chosen, records or self.material.record, total, predict=False)
             states = self.history(backbone, batch.to(device))
         else:
             pooled = collate_windows(chosen, total, predict=False).to(device)
@@ -353,7 +312,22 @@ class Retrieval(Task):
         return result
 
     @torch.no_grad()
-    def read_events(self, places: Sequence[int | None], texts: Sequence[str], backbone: Backbone) -> Segments:
+    def users(
+        self,
+        backbone: Backbone,
+        space: ItemSpace,
+        windows: Sequence[Window],
+        places: Sequence[int | None],
+        records: Sequence[Record],
+    ) -> Float[Tensor, "users total"]:
+        """Return the users' vectors, for an index."""
+        segments = self.read_events(places, records, backbone)
+        states = self.states(backbone, windows, segments, records.__getitem__)
+        last = last_segments([window.segments for window in windows], space.config.window)
+        return space.users(states, space.profiles(last.to(states.device), segments.texts))
+
+    @torch.no_grad()
+    def read_events(self, places: Sequence[int | None], records: Sequence[Record], backbone: Backbone) -> Segments:
         """Return the vectors of events: of known items by position, of strangers by their words."""
         assert self.catalogue.vectors is not None
         known = torch.tensor([place is not None for place in places], dtype=torch.bool)
@@ -361,31 +335,34 @@ class Retrieval(Task):
         vectors = self.catalogue.vectors.new_empty(len(places), self.catalogue.vectors.shape[1])
         vectors[known] = self.catalogue.vectors[rows]
         if not known.all():
-            strangers = [text for text, place in zip(texts, places, strict=True) if place is None]
-            vectors[~known] = self.encoder.encode(backbone, self.tokenizer.texts(strangers))
+            strangers = [record for record, place in zip(records, places, strict=True) if place is None]
+            vectors[~known] = self.read_items(backbone, [self.renderer.event(record)[1] for record in strangers])
         ids = torch.full((len(places),), -1)
         ids[known] = torch.from_numpy(self.catalogue.ids)[rows]
         return self.segments(vectors, ids)
 
+    def read_items(self, backbone: Backbone, texts: Sequence[str]) -> Float[Tensor, "items hidden"]:
+        """Return the backbone's vectors of texts."""
+        return self.encoder.encode(backbone, self.tokenizer.texts(texts))
+
+    def scorer(self, backbone: Backbone, name: str = "ours") -> RetrievalScorer:
+        """Return the task as evaluation calls it."""
+        return RetrievalScorer(self, backbone, name)
+
     def save(self, folder: Path) -> None:
-        """Write heads, catalogue and the names that inference needs."""
-        save_heads(self, folder, {"verb_names": list(self.verb_names), "num_ids": self.catalogue.num_trained})
-        self.catalogue.save(folder / "catalogue")
+        """Write heads, catalogue, links and the names that inference needs."""
+        super().save(folder)
         assert self.links is not None
         save_file(self.links.tensors(), folder / "links.safetensors")
 
     def restore(self, folder: Path, backbone: Backbone) -> None:
         """Read what ``save`` wrote into a task over the same dataset."""
-        load_heads(self, folder)
-        self.catalogue.vectors = Catalogue.load(folder / "catalogue").vectors
+        super().restore(folder, backbone)
         self.encode(backbone)
 
     @classmethod
-    def load(cls, config: RetrievalConfig, folder: Path, renderer: Renderer, backbone: Backbone) -> "Retrieval":
+    def load(cls, config: RetrievalConfig, folder: Path, renderer: Renderer, backbone: Backbone) -> Self:
         """Read what ``save`` wrote."""
-        names = read_names(folder)
-        catalogue = Catalogue.load(folder / "catalogue")
-        task = cls(config, catalogue, renderer, backbone, names["verb_names"])
-        load_heads(task, folder)
+        task = super().load(config, folder, renderer, backbone)
         task.links = Links.of(read_tensors(folder / "links.safetensors"))
         return task

@@ -134,7 +134,7 @@ class TestOnePass:
         task, backbone = experiment.task.eval(), experiment.backbone.eval()
         material, num_items = task.material, task.material.table.num_items
         examples = [task.examples()[index] for index in range(5)]
-        dense = task.history.batch(examples, material.record, num_items, predict=True)
+        dense = task.history.reader.batch(examples, material.record, num_items, predict=True)
         with torch.no_grad():
             states, number = task.history(backbone, dense), 0
             for example in examples:
@@ -145,7 +145,7 @@ class TestOnePass:
                     prefix = window(
                         material.train, material.windows.segments, example.user, int(example.events[0]), stop
                     )
-                    alone = task.history.batch([prefix], material.record, num_items, predict=False)
+                    alone = task.history.reader.batch([prefix], material.record, num_items, predict=False)
                     expected = task.history(backbone, alone)[0]
                     torch.testing.assert_close(states[number], expected, atol=1e-4, rtol=1e-4)
                     assert dense.targets[number] == example.segments[place]
