@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from m6rec.commands import batch, compress, plan, serve, text
+from m6rec.commands import batch, bench, compress, plan, serve, text
 from m6rec.commands.screen import HistoryOption, JsonOption, RunArgument, console, parts, read_history, write_json
 from m6rec.errors import ConfigError, M6RecError, UnknownNameError
 
@@ -28,7 +28,7 @@ hub_app = typer.Typer(
     no_args_is_help=True, help="Push runs to the Hugging Face Hub and pull them.", rich_markup_mode=None
 )
 app.add_typer(hub_app, name="hub")
-for family in (text, compress, batch, plan, serve):
+for family in (text, compress, batch, plan, serve, bench):
     app.add_typer(family.app)
 SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
