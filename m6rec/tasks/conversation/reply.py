@@ -138,19 +138,22 @@ class Replier:
         heard, mark = self.task.heard, self.task.words.mark
         most = min(self.task.config.most_items, len(names.root.names))
         if not most:
-            left = [ask for ask in heard.asks if ask not in asked] or heard.asks
-            asks = [ask for ask in self.task.tokenizer.texts([defused(ask, ()) for ask in left]) if ask]
-            asks = [ask for ask in asks if len(ask) < room and mark not in ask]
-            return Trie(asks) if asks else None
+            asks, said = (self._tokens(texts) for texts in (heard.asks, asked))
+            asks = [ask for ask in asks if 0 < len(ask) < room and mark not in ask]
+            left = [ask for ask in asks if ask not in said] or asks
+            return Trie(left) if left else None
         # Names alone can always be said.
         phrases = [[mark]]
         for offer in heard.offers:
-            first, *rest = self.task.tokenizer.texts([defused(part, ()) for part in offer])
+            first, *rest = self._tokens(offer)
             phrase = [*first, *(token for part in rest for token in [mark, *part])]
             longest = len(phrase) + len(rest) * (names.longest + 1)
             if phrase.count(mark) == len(rest) <= most and longest < room:
                 phrases.append(phrase)
         return Trie(phrases)
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.task.tokenizer.texts([defused(text, ()) for text in texts])
 
     def _brought(self, scores: Tensor) -> tuple[list[Recommended], list[list[int]]]:
         """Return the best items that have a title which fits into a reply, with its tokens."""

@@ -1,5 +1,7 @@
 """Conversation: the terms, what is learnt, what is said, and that a reply depends on its own dialogue alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -152,6 +154,19 @@ def test_it_asks_back_without_evidence(make):
     (said,) = Replier(unsure, backbone).reply([dialogue(task)[:2]])
     assert not said.items
     assert 0 < said.confidence <= 1.001
+
+
+def test_it_does_not_go_on_asking(make):
+    task, backbone = finished(make, ask_below=1.01, most_questions=2)
+    task.heard = replace(task.heard, asks=("What kind?", "Old or new?"))
+    turns, replies = [], []
+    for words in ("Hello!", "A film.", "Any film."):
+        turns.append(Turn("USER", words))
+        (said,) = Replier(task, backbone).reply([turns])
+        replies.append(said)
+        turns.append(Turn("SYSTEM", said.text, tuple(item.place for item in said.items)))
+    assert [bool(said.items) for said in replies] == [False, False, True]
+    assert replies[0].text != replies[1].text
 
 
 def test_the_threshold_is_settled_on_validation(make):
