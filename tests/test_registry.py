@@ -1,5 +1,6 @@
+import functools
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -68,16 +69,19 @@ def test_third_parties_add_names_and_replace_none(plugins, monkeypatch):
     plugins("stranger", "class Mine:\n    '''A stranger.'''")
     asked = []
 
-    def entry_points(group):
-        asked.append(group)
-        return [EntryPoint("mine", "stranger:Mine", group), EntryPoint("own", "stranger:Mine", group)]
+    def entry_points():
+        asked.append(True)
+        found = [("mine", "m6rec.things"), ("own", "m6rec.things"), ("other", "m6rec.others")]
+        return EntryPoints(EntryPoint(name, "stranger:Mine", group) for name, group in found)
 
     monkeypatch.setattr(registry_module, "entry_points", entry_points)
+    monkeypatch.setattr(registry_module, "_installed", functools.cache(registry_module._installed.__wrapped__))
     shelf = Registry("thing", {"own": "collections:Counter"}, group="m6rec.things")
     assert shelf.load("mine").__doc__ == "A stranger."
     assert shelf["own"] == "collections:Counter"
     assert sorted(shelf) == ["mine", "own"]
-    assert asked == ["m6rec.things"]  # looking through all installed packages takes long: once is enough
+    assert list(Registry("other", {}, group="m6rec.others")) == ["other"]
+    assert asked == [True]  # looking through all installed packages takes long: once is enough, for all shelves
     assert list(Registry("thing", {"own": "collections:Counter"})) == ["own"]
 
 

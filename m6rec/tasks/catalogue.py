@@ -178,18 +178,19 @@ class Catalogue:
             RunError: a file is missing or damaged.
         """
         try:
-            # As one file, not as a data set: that would import pandas, as much as a tenth of a server's start.
             with pq.ParquetFile(folder / "items.parquet") as file:
                 table = file.read()
             vectors = load_file(folder / "vectors.safetensors")["vectors"] if encoded else None
         except (OSError, pa.ArrowInvalid, SafetensorError, KeyError) as error:
             raise RunError(f"{folder}: the run's catalogue is missing or damaged ({error}); train again") from error
+        # Read as one file and through lists: a data set, or arrow's to_numpy, imports pandas, 0.3 CPU-s of a start.
+        columns = {name: table[name].to_pylist() for name in table.column_names}
         return cls(
-            keys=table["key"].to_pylist(),
-            records=[json.loads(record) for record in table["record"].to_pylist()],
-            texts=table["text"].to_pylist(),
-            ids=table["id"].to_numpy().copy(),
-            offered=table["offered"].to_numpy(zero_copy_only=False).copy(),
+            keys=columns["key"],
+            records=[json.loads(record) for record in columns["record"]],
+            texts=columns["text"],
+            ids=np.array(columns["id"], dtype=np.int64),
+            offered=np.array(columns["offered"], dtype=bool),
             vectors=vectors,
         )
 

@@ -262,3 +262,14 @@ def test_a_key_is_printed_once_and_its_file_opens_the_server(tmp_path, retrieval
     (known,) = read_keys(tmp_path / "keys")
     assert Gate([known]).who(key) is known
     assert (known.name, known.per_minute) == ("shop", 3)
+
+
+@pytest.mark.slow
+def test_a_start_loads_nothing_that_only_training_or_the_page_needs(retrieval_run):
+    code = (
+        "import sys; from pathlib import Path; from m6rec.serving.server import ServerConfig, open_server;"
+        "open_server(ServerConfig((Path(sys.argv[1]),))); print(*sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code, retrieval_run], capture_output=True, text=True, check=True)
+    heavy = {"datasets", "faiss", "gradio", "matplotlib", "pandas", "peft", "pyarrow.dataset", "ray", "sklearn"}
+    assert not heavy & set(told.stdout.split())
