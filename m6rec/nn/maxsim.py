@@ -60,5 +60,9 @@ def best_matches(
     >>> best_matches(torch.eye(2), torch.tensor([[[3.0, 1.0], [2.0, 9.0]]]), torch.tensor([[True, False]])).tolist()
     [[3.0], [1.0]]
     """
-    products = (vectors @ documents.flatten(0, 1).T).unflatten(1, document_keep.shape)
-    return products.masked_fill(~document_keep, float("-inf")).amax(-1)
+    # Padding repeats a vector that is kept, and the place of the maximum is all that the gradient needs: of the largest
+    # tensor by far there is no second copy.
+    kept = documents[torch.arange(len(documents), device=documents.device), document_keep.int().argmax(1)]
+    filled = documents.where(document_keep[..., None], kept[:, None])
+    best = (vectors @ filled.flatten(0, 1).T).unflatten(1, document_keep.shape).max(-1).values
+    return best.masked_fill(~document_keep.any(-1), float("-inf"))

@@ -38,7 +38,7 @@ class MaxSimConfig:
     """Longest window of events that is read at once."""
     context_events: int = 0
     """Events repeated from the window before when a long history is cut into windows."""
-    temperature: float = 0.02
+    temperature: float = 0.05
     """Scores are means of inner products divided by this; where training starts if it is learnt."""
     learn_temperature: bool = True
     """Whether the temperature is trained."""
