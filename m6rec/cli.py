@@ -34,6 +34,7 @@ SHELVES = {
     "backbones": "m6rec.backbones:BACKBONES",
     "baselines": "m6rec.baselines:BASELINES",
     "compressors": "m6rec.compressors:COMPRESSORS",
+    "engines": "m6rec.edge.engines:ENGINES",
     "executors": "m6rec.serving.executors:EXECUTORS",
     "indexes": "m6rec.indexes:INDEXES",
     "sources": "m6rec.data.sources:SOURCES",

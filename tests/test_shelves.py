@@ -111,6 +111,13 @@ def test_stages(name):
     assert kind.name == name
 
 
+@pytest.mark.parametrize("name", list(cli.open_shelf("engines")))
+def test_engines(name):
+    kind = plugin("engines", name)
+    assert callable(kind.run)
+    assert kind.name == name
+
+
 def test_every_shelf_of_the_package_is_on_the_command_line():
     """A package whose ``__init__`` holds a Registry is a shelf."""
     import importlib

@@ -1,6 +1,6 @@
-"""The graphs of an exported run, answered by onnxruntime: one for a whole tree, or two with kept segments between.
+"""The graphs of an exported run: one for a whole tree, or two with kept segments between.
 
-Knows no words and no torch.
+Knows no words, no engine and no torch.
 """
 
 import hashlib
@@ -10,11 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from m6rec.edge.engines import ENGINES
+from m6rec.edge.engines.base import Engine
 from m6rec.edge.folder import GRAPH_FILE, LOWER_FILE, UPPER_FILE, EdgeCard
 from m6rec.edge.segments import SplitFeed
-from m6rec.errors import RunError, needs
 from m6rec.late_interaction.cache import SegmentCache
 from m6rec.text.tokenize import TokenizedLayout
+
+DEFAULT_ENGINE = "onnxruntime"
 
 
 class Graphs(Protocol):
@@ -29,23 +32,15 @@ class WholeGraph:
     """One graph that reads a tree at once, and can answer at several depths.
 
     Args:
-        folder: an edge folder.
-        num_threads: of onnxruntime; speed only.
-
-    Raises:
-        MissingExtraError, RunError: as :func:`open_graph`.
+        graph: as an engine has it.
     """
 
-    def __init__(self, folder: Path, num_threads: int = 1) -> None:
-        self._session = open_graph(folder / GRAPH_FILE, num_threads)
+    def __init__(self, graph: Engine) -> None:
+        self._graph = graph
 
     def logits(self, tree: TokenizedLayout, numbers: NDArray[np.float32], depth: int) -> NDArray[np.float32]:
         """Return ``[candidates, 2]`` logits; no layer beyond ``depth`` is run."""
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True
-        found: NDArray[np.float32] = self._session.run([f"logits_{depth}"], feed(tree, numbers), options)[0]
+        found: NDArray[np.float32] = self._graph.run(feed(tree, numbers), f"logits_{depth}")
         return found
 
 
@@ -56,41 +51,52 @@ class SplitGraphs:
     those that it was read beside, for activations are rounded by the range of a whole pass.
 
     Args:
-        folder: an edge folder.
-        card: its.
-        num_threads: of onnxruntime; speed only.
-        cache: of segments; default: one in memory.
+        lower: reads segments.
+        upper: reads their states together.
+        card: of the folder.
+        cache: of segments.
 
     Attributes:
-        cache: what is kept; its version is the lower graph's hash.
-
-    Raises:
-        MissingExtraError, RunError: as :func:`open_graph`.
+        cache: what is kept.
     """
 
-    def __init__(self, folder: Path, card: EdgeCard, num_threads: int = 1, cache: SegmentCache | None = None) -> None:
-        lower = open_graph(folder / LOWER_FILE, num_threads)
-        self._upper = open_graph(folder / UPPER_FILE, num_threads)
-        version = hashlib.blake2b((folder / LOWER_FILE).read_bytes(), digest_size=16).hexdigest()
-        self.cache = cache or SegmentCache(version)
-        self._feed = SplitFeed(lambda inputs: lower.run(None, inputs)[0], self.cache, card.lead, card.max_segments or 0)
+    def __init__(self, lower: Engine, upper: Engine, card: EdgeCard, cache: SegmentCache) -> None:
+        self._upper, self.cache = upper, cache
+        self._feed = SplitFeed(lower.run, cache, card.lead, card.max_segments or 0)
 
     def logits(self, tree: TokenizedLayout, numbers: NDArray[np.float32], depth: int) -> NDArray[np.float32]:
         """Return ``[candidates, 2]`` logits; only segments that are not kept go through the lower graph."""
         inputs = {**self._feed(tree), "columns": branch_ends(tree), "numbers": numbers}
-        found: NDArray[np.float32] = self._upper.run([f"logits_{depth}"], inputs)[0]
+        found: NDArray[np.float32] = self._upper.run(inputs, f"logits_{depth}")
         return found
 
 
-def open_graphs(folder: Path, card: EdgeCard, num_threads: int = 1) -> Graphs:
+def open_graphs(folder: Path, card: EdgeCard, num_threads: int = 1, engine: str = DEFAULT_ENGINE) -> Graphs:
     """Return the graphs of an edge folder.
 
+    Args:
+        folder: the edge folder.
+        card: its.
+        num_threads: of the engine; speed only.
+        engine: name on their shelf; it changes results by rounding.
+
     Raises:
-        MissingExtraError, RunError: as :func:`open_graph`.
+        UnknownNameError: no such engine.
+        MissingExtraError: its package is not installed.
+        RunError: a graph is missing or damaged.
     """
+    kind = ENGINES.load(engine)
+
+    def opened(name: str) -> Engine:
+        graph: Engine = kind(folder / name, kind.Config(num_threads))
+        return graph
+
     if card.max_segments is None:
-        return WholeGraph(folder, num_threads)
-    return SplitGraphs(folder, card, num_threads)
+        return WholeGraph(opened(GRAPH_FILE))
+    lower, upper = opened(LOWER_FILE), opened(UPPER_FILE)
+    # Another graph or another engine gives other states.
+    version = hashlib.blake2b((folder / LOWER_FILE).read_bytes() + engine.encode(), digest_size=16).hexdigest()
+    return SplitGraphs(lower, upper, card, SegmentCache(version))
 
 
 def feed(tree: TokenizedLayout, numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -103,20 +109,3 @@ def branch_ends(tree: TokenizedLayout) -> NDArray[np.int64]:
     """Return the column of every branch's last token."""
     last = np.append(tree.branches[1:], -1) != tree.branches
     return np.flatnonzero((tree.branches > 0) & last).astype(np.int64)
-
-
-def open_graph(path: Path, num_threads: int = 1) -> Any:
-    """Return an onnxruntime session over a graph.
-
-    Raises:
-        MissingExtraError: onnxruntime is not installed.
-        RunError: the file is missing or damaged.
-    """
-    with needs("edge"):
-        import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors are of many classes, one a status code
-        raise RunError(f"{path} cannot be read ({error}); export the run again") from error

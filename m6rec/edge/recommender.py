@@ -1,4 +1,4 @@
-"""An exported ranking run as a recommender: numpy, onnxruntime and tokenizers, no torch. Knows no training."""
+"""An exported ranking run as a recommender: numpy, an engine and tokenizers, no torch. Knows no training."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from m6rec.data.features import STATISTICS, features, statistics_of_request
 from m6rec.data.statistics import StatisticsConfig
 from m6rec.edge.folder import TOKENIZER_FILE, WORDS_FOLDER, EdgeCard, EdgeCatalogue
-from m6rec.edge.graphs import open_graphs
+from m6rec.edge.graphs import DEFAULT_ENGINE, open_graphs
 from m6rec.edge.tokenizer import EdgeTokenizer
 from m6rec.errors import ConfigError
 from m6rec.requests import Event, History, Recommendation, named, read_candidate, read_events, with_record
@@ -26,7 +26,8 @@ class EdgeRecommender:
 
     Args:
         folder: as ``m6rec compress RUN quantize`` writes it.
-        num_threads: of onnxruntime; speed only.
+        num_threads: of the engine; speed only.
+        engine: name on the shelf of engines: what runs the graphs.
 
     Attributes:
         graphs: what answers; of a late-interacting run, ``graphs.cache`` keeps its segments.
@@ -34,10 +35,11 @@ class EdgeRecommender:
 
     Raises:
         RunError: the folder is incomplete, damaged or of another version.
-        MissingExtraError: onnxruntime or tokenizers is not installed.
+        UnknownNameError: no such engine.
+        MissingExtraError: the engine or tokenizers is not installed.
     """
 
-    def __init__(self, folder: str | Path, num_threads: int = 1) -> None:
+    def __init__(self, folder: str | Path, num_threads: int = 1, engine: str = DEFAULT_ENGINE) -> None:
         self.folder = Path(folder)
         self.card = EdgeCard.read(self.folder)
         self.depth, self.catalogue = self.card.depth, EdgeCatalogue.read(self.folder)
@@ -45,7 +47,7 @@ class EdgeRecommender:
         self.renderer = Renderer(str(words / "data_templates" / f"{self.card.domain}.yaml"))
         self.prompt = Prompt(str(words / "prompts" / f"{self.card.prompt}.yaml"))
         self.tokenizer = TextTokenizer(EdgeTokenizer(self.folder / TOKENIZER_FILE, self.card.special))
-        self.graphs = open_graphs(self.folder, self.card, num_threads)
+        self.graphs = open_graphs(self.folder, self.card, num_threads, engine)
 
     def rank(
         self,

@@ -1,9 +1,10 @@
 """The same ranking model in float32, bfloat16 and eight bits: time, size and what is lost.
 
 Once as it is, and once with late interaction, as two graphs: there the segments are kept, and what is timed is a user
-who comes back.
+who comes back. The same graphs are also run by OpenVINO, where that is installed.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from benches.compressed import PAIRS, compressed, ms_a_request, quality, ranking_run, requests, torch_answer
@@ -27,6 +28,7 @@ def run(bench: Bench) -> None:
         "task": "rating of 4 or more by time, words only; LoRA folded into the weights everywhere",
         "pairs": f"{PAIRS} of test",
         "time": "CPU-ms a request on one thread, median of 7 interleaved rounds",
+        "openvino": "the same file, in float32 arithmetic where it has not eight bits",
         "over_fp32": "torch float32 over int8; over_onnx_fp32 is onnxruntime's float32 over int8",
     }
 
@@ -60,6 +62,8 @@ def in_all_precisions(bench: Bench, run: Experiment, backbone: Backbone, seed: i
         )
         for name, precision in precisions.items()
     }
+    if find_spec("openvino") is not None:
+        edges |= {f"openvino_{name}": EdgeRecommender(edge.folder, engine="openvino") for name, edge in edges.items()}
     told = requests(run.task, "test", 60 if bench.quick else PAIRS)
     ways = {
         "torch_fp32": torch_answer(run.task, backbone),
@@ -74,11 +78,14 @@ def in_all_precisions(bench: Bench, run: Experiment, backbone: Backbone, seed: i
         times = ms_a_request(ways, told)
     figures |= {f"{name}_cpu_ms": value for name, value in times.items()}
     figures |= {
-        f"{name}_megabytes": sum(megabytes(edge.folder / file) for file in GRAPH_FILES) for name, edge in edges.items()
+        f"{name}_megabytes": sum(megabytes(edges[name].folder / file) for file in GRAPH_FILES) for name in precisions
     }
     figures["auc_loss"] = figures["torch_fp32_auc"] - figures["int8_auc"]
     figures["over_fp32"] = times["torch_fp32"] / times["int8"]
     if not bench.quick:
         figures["over_onnx_fp32"] = times["onnx_fp32"] / times["int8"]
+    for name in precisions:
+        if f"openvino_{name}" in times:
+            figures[f"openvino_{name}_over_onnxruntime"] = times[name] / times[f"openvino_{name}"]
     figures["bf16_over_fp32"] = times["torch_fp32"] / times["torch_bf16"]
     return figures

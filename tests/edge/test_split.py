@@ -48,18 +48,18 @@ def scores(recommender, history=HISTORY, candidates=CANDIDATES):
     return {item.id: item.score for item in recommender.rank(history, candidates)}
 
 
-def test_it_answers_as_the_run_does(pair):
-    run, edge = map(m6rec.load, pair)
+def test_it_answers_as_the_run_does(pair, engine):
+    run, edge = m6rec.load(pair[0]), m6rec.load(pair[1], engine=engine)
     assert scores(edge) == pytest.approx(scores(run), abs=1e-5)
 
 
-def test_what_is_kept_changes_nothing_and_is_not_read_again(pair):
-    edge = m6rec.load(pair[1])
+def test_what_is_kept_changes_nothing_and_is_not_read_again(pair, engine):
+    edge = m6rec.load(pair[1], engine=engine)
     cold, misses = scores(edge), edge.graphs.cache.stats.misses
     assert scores(edge) == pytest.approx(cold, abs=1e-6)
     assert edge.graphs.cache.stats.misses == misses
     other = scores(edge, "red shirt; blue lamp; soft book")
-    fresh = scores(m6rec.load(pair[1]), "red shirt; blue lamp; soft book")
+    fresh = scores(m6rec.load(pair[1], engine=engine), "red shirt; blue lamp; soft book")
     assert other == pytest.approx(fresh, abs=1e-6)
 
 
