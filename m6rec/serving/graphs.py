@@ -16,7 +16,7 @@ from m6rec.serving.graph import Graph
 from m6rec.serving.shedding import WHOLE, Ladder, Rung, SheddingConfig
 from m6rec.serving.stage import Payload, Stage, StagePlan
 from m6rec.serving.stages import STAGES
-from m6rec.serving.stages.base import Models, StagePlugin
+from m6rec.serving.stages.base import LISTS, Models, StagePlugin
 from m6rec.serving.stages.filter import FilterConfig
 from m6rec.serving.stages.recall_answer import RecallConfig
 from m6rec.serving.storage import HotSet, QueryCache, SegmentTiers
@@ -195,11 +195,13 @@ def _ladder(recommender: Recommender, config: GraphConfig) -> Ladder:
     if not config.degrade:
         return Ladder((WHOLE,), config.shedding)
     ranker = recommender.ranker
-    fewer = [Rung(f"candidates-{count}", count) for count in config.candidates] if ranker is not None else []
+    counts = () if ranker is None else config.candidates
+    fewer = [Rung(f"candidates-{count}", count, kinds=("recommend",)) for count in counts]
     if ranker is not None and isinstance(ranker.backbone, ExitingBackbone):
         depth = max(1, ranker.backbone.num_layers // 2)
-        fewer.append(Rung(f"depth-{depth}", config.candidates[-1] if config.candidates else None, depth))
-    last = [Rung("popular", model=False)] if recommender.team.can_retrieve else []
+        least = config.candidates[-1] if config.candidates else None
+        fewer.append(Rung(f"depth-{depth}", least, depth, kinds=("recommend", "rank")))
+    last = [Rung("popular", model=False, kinds=LISTS)] if recommender.team.can_retrieve else []
     return Ladder((WHOLE, *fewer, *last), config.shedding)
 
 

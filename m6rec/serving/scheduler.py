@@ -87,8 +87,9 @@ class Scheduler:
         """
         if kind not in self.graph.kinds:
             raise ConfigError(f"unknown kind of request {kind!r}{nearest(kind, self.graph.kinds)}")
-        payload: Payload = {"request": request, "kind": kind, "rung": self.graph.ladder.rungs[self.controller.rung]}
-        event = Event(next(self._numbers), payload, now, deadline, sink=sink, rung=self.controller.rung)
+        rung = self.graph.ladder.down(kind, self.controller.rung)[0]
+        payload: Payload = {"request": request, "kind": kind, "rung": self.graph.ladder.rungs[rung]}
+        event = Event(next(self._numbers), payload, now, deadline, sink=sink, rung=rung)
         ticket = Ticket(event, now, deadline, done)
         self._tickets[event] = [ticket]
         self._advance(event, now, at_door=True)
@@ -174,7 +175,7 @@ class Scheduler:
             if lane.queue.is_full:
                 self._drop(lane, now)
         start = event.rung
-        for number in range(start, len(rungs)):
+        for number in self.graph.ladder.down(event.payload["kind"], start):
             event.rung, event.payload["rung"] = number, rungs[number]
             path = self.graph.path(event.payload)
             wait = self._time_for(event.payload, path, now)

@@ -18,12 +18,14 @@ class Rung:
         candidates: how many items are retrieved for the ranker; ``None`` = as many as the graph has.
         depth: layers that the ranker runs; ``None`` = all.
         model: whether a model runs at all; if not, an old answer or the most popular items are given.
+        kinds: of requests that it spares anything, or can answer at all; empty = all. Others never come to it.
     """
 
     name: str
     candidates: int | None = None
     depth: int | None = None
     model: bool = True
+    kinds: tuple[str, ...] = ()
 
 
 WHOLE = Rung("full")
@@ -71,7 +73,7 @@ class Ladder:
         config: when it is walked.
 
     Raises:
-        ConfigError: no rung with a model, or one below a rung without.
+        ConfigError: no rung with a model, one below a rung without, or a first one that is not for all.
     """
 
     rungs: Sequence[Rung] = (WHOLE,)
@@ -81,11 +83,26 @@ class Ladder:
         models = [rung.model for rung in self.rungs]
         if not any(models) or models != sorted(models, reverse=True):
             raise ConfigError(f"got rungs {[rung.name for rung in self.rungs]}, expected those with a model first")
+        if self.rungs[0].kinds:
+            raise ConfigError(
+                f"rung {self.rungs[0].name!r}: got kinds {self.rungs[0].kinds}, expected the first for all"
+            )
 
     @property
     def steered(self) -> int:
         """Number of rungs with a model: those that the controller chooses among."""
         return sum(rung.model for rung in self.rungs)
+
+    def down(self, kind: str, start: int) -> list[int]:
+        """Return the numbers of the rungs that a kind of request can be answered on, the best first.
+
+        Args:
+            kind: of request.
+            start: number of the rung that there is time for; whom it does not concern stays on one above.
+        """
+        own = [number for number, rung in enumerate(self.rungs) if not rung.kinds or kind in rung.kinds]
+        first = max(number for number in own if number <= start)
+        return [number for number in own if number >= first]
 
 
 class Controller:

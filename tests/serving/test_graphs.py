@@ -228,6 +228,12 @@ def test_fewer_candidates_reach_the_ranker_down_the_ladder(recommender):
         assert len(payload["answer"]["items"]) == 2
 
 
+def test_only_lists_are_given_less(recommender):
+    ladder = recommender_graph(recommender, GraphConfig(BARE, candidates=(8, 3))).ladder
+    names = {kind: [ladder.rungs[number].name for number in ladder.down(kind, 0)] for kind in ("retrieve", "rank")}
+    assert names == {"retrieve": ["full", "popular"], "rank": ["full"]}
+
+
 def test_without_a_model_there_is_what_the_user_was_given_lately_or_what_anybody_gets(recommender):
     graph = recommender_graph(recommender)
     popular = graph.ladder.rungs[-1]

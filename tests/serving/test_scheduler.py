@@ -311,8 +311,12 @@ def test_what_is_answered_at_the_door_is_never_refused():
     assert all(isinstance(course.answers[number], OverloadedError) for number in (4, 6))
 
 
-def laddered(**plan):
-    rungs = (Rung("full", candidates=100), Rung("fewer", candidates=20), Rung("popular", model=False))
+def laddered(spared=(), kinds=("recommend",), **plan):
+    rungs = (
+        Rung("full", candidates=100),
+        Rung("fewer", candidates=20, kinds=spared),
+        Rung("popular", model=False, kinds=spared),
+    )
     stages = (
         Stage("parse", parse, kind="inline", at_door=True),
         Stage(
@@ -332,7 +336,7 @@ def laddered(**plan):
         ),
         Stage("respond", respond, ("work",), kind="inline"),
     )
-    return Graph(stages, ladder=Ladder(rungs))
+    return Graph(stages, kinds=frozenset(kinds), ladder=Ladder(rungs))
 
 
 def test_a_request_that_cannot_be_in_time_as_a_whole_goes_down_the_ladder_before_it_is_refused():
@@ -351,6 +355,19 @@ def test_a_request_that_cannot_be_in_time_as_a_whole_goes_down_the_ladder_before
     ]
     assert all(course.at[number] <= 0.78 for number in range(1, 8))
     assert course.scheduler.tally.outcomes["refused"] == 0
+
+
+def test_a_kind_that_cannot_be_given_less_is_served_whole_or_refused():
+    course = Course(laddered(("recommend",), ("recommend", "rank"), max_batch=1), work=linear(0, 0.001))
+    course.ask(0)
+    course.until(0.5)  # 100 candidates take 0.1 s
+    course.scheduler.controller.level = 0.3  # at "fewer"
+    for number in range(1, 5):
+        course.ask(number, deadline=0.28, kind="rank")
+    course.ask(5, deadline=0.28)
+    course.until(2)
+    assert [course.answers[number]["rung"] for number in (1, 2, 5)] == ["full", "full", "fewer"]
+    assert all(isinstance(course.answers[number], OverloadedError) for number in (3, 4))
 
 
 def test_feedback_of_the_stages_brings_new_requests_down_the_ladder_and_back_up():

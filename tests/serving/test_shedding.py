@@ -57,6 +57,17 @@ def test_a_ladder_without_a_model_at_its_top_is_refused(rungs):
         Ladder(rungs)
 
 
+def test_a_kind_of_request_passes_by_the_rungs_that_are_not_for_it():
+    ladder = Ladder(
+        (Rung("full"), Rung("fewer", 20, kinds=("list",)), Rung("shallow", depth=2, kinds=("list", "rank")))
+    )
+    assert [ladder.down("list", start) for start in range(3)] == [[0, 1, 2], [1, 2], [2]]
+    assert [ladder.down("rank", start) for start in range(3)] == [[0, 2], [0, 2], [2]]
+    assert [ladder.down("chat", start) for start in range(3)] == [[0]] * 3
+    with pytest.raises(ConfigError, match="the first for all"):
+        Ladder((Rung("full", kinds=("list",)),))
+
+
 def test_impossible_settings_are_told_at_once():
     with pytest.raises(ConfigError, match=r"factor.*\n.*interval_ms.*\n.*low"):
         SheddingConfig(factor=0, interval_ms=0, low=0.9)

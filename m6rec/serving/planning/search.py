@@ -77,8 +77,9 @@ class Judge:
     def run(self, plan: Plan, share: float = 1.0) -> LoadReport:
         """Simulate a plan on the log's first ``share``."""
         config, clock = self.config, Clock()
-        graph = shadow_graph(self.log.head, plan, self.shares, clock)
-        arrivals = Traffic(self.log).arrivals(config.load, config.deadline_ms)
+        traffic = Traffic(self.log)
+        graph = shadow_graph(self.log.head, plan, self.shares, clock, traffic.kinds)
+        arrivals = traffic.arrivals(config.load, config.deadline_ms)
         arrivals = arrivals[: max(2, round(share * len(arrivals)))]
         work = work_of(self.costs[plan.threads], config.seed)
         return simulate(graph, arrivals, work, config.cores, plan.threads, clock)

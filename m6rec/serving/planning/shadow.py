@@ -36,6 +36,11 @@ class Traffic:
 
     log: RequestLog
 
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """What is asked for."""
+        return frozenset(logged.kind for logged in self.log.requests)
+
     @property
     def whole(self) -> str:
         """Name of the rung of whole service."""
@@ -61,7 +66,12 @@ class Traffic:
             raise DataError(f"no request of the log was answered by the whole service ({self.whole!r}); log anew")
         start = self.log.requests[0].at
         return [
-            Arrival((logged.at - start) / load, self._request(logged), (deadline_ms or logged.deadline_ms) / 1000)
+            Arrival(
+                (logged.at - start) / load,
+                self._request(logged),
+                (deadline_ms or logged.deadline_ms) / 1000,
+                logged.kind,
+            )
             for logged in self.log.requests
             if logged.outcome != "bad"
         ]
@@ -69,16 +79,23 @@ class Traffic:
     def _request(self, logged: Logged) -> dict[str, Any]:
         way = self._ways.get(logged.key)
         if way is None:
-            others: Sequence[str] = self._keys
+            others = self._keys.get(logged.kind) or sorted(self._ways)
             way = self._ways[others[zlib.crc32(logged.key.encode()) % len(others)]]
         return {"key": f"{logged.kind} {logged.key}".encode(), "bytes": logged.answer_bytes, "way": way}
 
     @cached_property
-    def _keys(self) -> list[str]:
-        return sorted(self._ways)
+    def _keys(self) -> dict[str, list[str]]:
+        """Kind -> keys of those of it whose way is known."""
+        found: dict[str, set[str]] = {}
+        for logged in self.log.requests:
+            if logged.key in self._ways:
+                found.setdefault(logged.kind, set()).add(logged.key)
+        return {kind: sorted(keys) for kind, keys in found.items()}
 
 
-def shadow_graph(head: LogHead, plan: Plan, shares: Shares, clock: Clock) -> Graph:
+def shadow_graph(
+    head: LogHead, plan: Plan, shares: Shares, clock: Clock, kinds: frozenset[str] = frozenset({"recommend"})
+) -> Graph:
     """Return a logged graph with the plan's settings, to be simulated.
 
     Args:
@@ -86,6 +103,7 @@ def shadow_graph(head: LogHead, plan: Plan, shares: Shares, clock: Clock) -> Gra
         plan: what each stage gets; a stage that it does not name gets what it got.
         shares: what lower rungs spare; a rung that was never seen spares nothing.
         clock: of the simulation.
+        kinds: of requests that will be simulated.
     """
     room = plan.cache_bytes.get("query", head.query_bytes)
     cache = QueryCache(room, head.query_ttl_s, clock) if room and head.query_ttl_s else None
@@ -104,7 +122,7 @@ def shadow_graph(head: LogHead, plan: Plan, shares: Shares, clock: Clock) -> Gra
     ]
     door = Stage(DOOR, _Door(cache), kind="inline", at_door=True)
     respond = Stage(RESPOND, _Respond(cache), (DOOR, *(stage.name for stage in queued)), kind="inline")
-    return Graph((door, *stages, respond), version=head.version, ladder=head.ladder)
+    return Graph((door, *stages, respond), kinds=kinds, version=head.version, ladder=head.ladder)
 
 
 def _queued_before(head: LogHead, name: str) -> tuple[str, ...]:

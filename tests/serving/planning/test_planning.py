@@ -103,6 +103,16 @@ class TestShadow:
         with pytest.raises(DataError, match="whole service"):
             Traffic(RequestLog(log.head, tuple(others))).arrivals(1.0)
 
+    def test_anothers_way_is_one_of_the_same_kind(self, log):
+        served = log.requests[0]
+        ranked = replace(served, key="a", kind="rank", stages={"rank": served.stages["rank"]})
+        refused = [replace(served, key=f"r{n}", kind="rank", outcome="refused", rung="", stages={}) for n in range(20)]
+        traffic = Traffic(replace(log, requests=(*log.requests, ranked, *refused)))
+        assert traffic.kinds == {"recommend", "rank"}
+        arrivals = traffic.arrivals(1.0)[-20:]
+        assert {arrival.kind for arrival in arrivals} == {"rank"}
+        assert {tuple(arrival.request["way"]) for arrival in arrivals} == {("rank",)}
+
     def test_a_rung_spares_what_it_was_seen_to_spare(self, log):
         half = [
             replace(
