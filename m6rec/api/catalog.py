@@ -189,14 +189,24 @@ class Catalog:
         self._put(items, vectors, self.retrieval.catalogue.change)
 
     def _put(self, items: Sequence[Mapping[str, Any]], vectors: torch.Tensor | None, put: Callable[..., None]) -> None:
-        task, texts = self.retrieval, self.texts(items)
+        texts = self.texts(items)
         records = [{key: value for key, value in item.items() if key != "id"} for item in items]
         if vectors is None:
-            vectors = task.read_items(self.run.backbone, texts)
+            vectors = self.read(items)
         put([str(item["id"]) for item in items], records, texts, vectors)
         if not self._changing:
             # Every new item's boost depends on how many there are, so the index is made anew at the next request.
             self._seen(None)
+
+    def read(self, items: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Return what the backbone makes of items' words, as :meth:`add` and :meth:`change` take it.
+
+        Whoever has millions reads them elsewhere (``m6rec batch --work embed --executor ray``) and hands them in.
+
+        Raises:
+            DataError: an item without id or text.
+        """
+        return self.retrieval.read_items(self.run.backbone, self.texts(items))
 
     def texts(self, items: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return the words of items as :meth:`add` takes them.

@@ -25,7 +25,7 @@ def batch(
         str | None,
         typer.Option(
             help="recommend or retrieve (reads history), rank (history, candidates), explain (history, item), create "
-            "(history), generate (text), score (text), chat (turns). Default: what the run was trained for."
+            "(history), generate (text), score (text), chat (turns), embed (item). Default: what it was trained for."
         ),
     ] = None,
     beside: Annotated[

@@ -35,15 +35,8 @@ class Clerk:
         """
         job = self.job
         columns = {name: table[column].to_pylist() for name, column in job.read_as.items()}
-        answers = []
-        for index in range(len(table)):
-            row = {name: plain_value(values[index]) for name, values in columns.items()}
-            try:
-                answers.append(self._ask(row, part.row + index))
-            except RowError as error:
-                if not job.config.keep_errors:
-                    raise
-                answers.append({ERROR.name: f"field {error.field!r}: {error.problem}"})
+        rows = [{name: plain_value(values[index]) for name, values in columns.items()} for index in range(len(table))]
+        answers = self._at_once(rows) or [self._answer(row, part.row + index) for index, row in enumerate(rows)]
         kept = [name for name in job.schema.names if name not in self._answered]
         found = pa.Table.from_pylist(answers, schema=pa.schema(job.schema.field(name) for name in self._answered))
         return pa.table([*table.select(kept).columns, *found.columns], names=job.schema.names).cast(job.schema)
@@ -51,6 +44,24 @@ class Clerk:
     @cached_property
     def _answered(self) -> list[str]:
         return [*self.job.work.answer.names, *([ERROR.name] if self.job.config.keep_errors else [])]
+
+    def _at_once(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """Return the answers of all rows in one pass, where the work has one and no row is at fault."""
+        ask_all, missing = self.job.work.ask_all, any(row[name] is None for row in rows for name in self.job.work.needs)
+        if ask_all is None or missing:
+            return None
+        try:
+            return ask_all(self.recommender, rows, self.job.config)
+        except (ConfigError, DataError):
+            return None  # one by one, to say which
+
+    def _answer(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        try:
+            return self._ask(row, number)
+        except RowError as error:
+            if not self.job.config.keep_errors:
+                raise
+            return {ERROR.name: f"field {error.field!r}: {error.problem}"}
 
     def _ask(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         job = self.job

@@ -12,7 +12,7 @@ class BatchConfig:
     """What every row of a file is asked, and how the file is cut."""
 
     work: str | None = None
-    """recommend, retrieve, rank, explain, create, generate, score or chat; changes results.
+    """recommend, retrieve, rank, explain, create, generate, score, chat or embed; changes results.
     Default: what the run was trained for."""
     k: int = 10
     """How many items a row is given by recommend and retrieve; changes results."""

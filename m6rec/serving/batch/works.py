@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from m6rec.edge.folder import is_edge
-from m6rec.errors import DataError, UnknownNameError
+from m6rec.errors import ConfigError, DataError, UnknownNameError
 from m6rec.requests import History, Recommendation, read_events
 from m6rec.runs import read_card, read_recipe_tree
 from m6rec.serving.batch.config import BatchConfig
@@ -27,12 +27,14 @@ class Work:
         takes: columns that are read where they are there.
         answer: the columns that are written.
         ask: (recommender, row, config) -> the answer's values.
+        ask_all: (recommender, rows, config) -> the same for many rows, where one pass over them is cheaper.
     """
 
     needs: tuple[str, ...]
     takes: tuple[str, ...]
     answer: pa.Schema
     ask: Callable[[Any, Row, BatchConfig], dict[str, Any]]
+    ask_all: Callable[[Any, Sequence[Row], BatchConfig], list[dict[str, Any]]] | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -96,6 +98,19 @@ def _chat(recommender: Any, row: Row, config: BatchConfig) -> dict[str, Any]:
     return {"text": reply.text, "items": _items(reply.items), "confidence": reply.confidence}
 
 
+def _embed(recommender: Any, row: Row, config: BatchConfig) -> dict[str, Any]:
+    return _embed_all(recommender, [row], config)[0]
+
+
+def _embed_all(recommender: Any, rows: Sequence[Row], config: BatchConfig) -> list[dict[str, Any]]:
+    # A text is a title; what an item is called has no say in its vector.
+    items = [{"title": row["item"]} if isinstance(row["item"], str) else row["item"] for row in rows]
+    vectors = recommender.catalog.read([{"id": "", **item} for item in items])
+    if vectors.ndim != 2:
+        raise ConfigError("got a run with several vectors an item, expected one with one; embed with another run")
+    return [{"vector": vector} for vector in vectors.float().tolist()]
+
+
 _WRITTEN = [("text", pa.string()), ("complete", pa.bool_())]
 _REASONS = [
     ("events", pa.list_(pa.int64())),
@@ -112,6 +127,7 @@ WORKS = {
     "create": Work(("history",), ("item",), pa.schema([*_WRITTEN, ("duplicate_of", pa.string())]), _create),
     "generate": Work(("text",), ("source",), pa.schema([("answer", pa.string()), _WRITTEN[1]]), _generate),
     "score": Work(("text",), ("history",), pa.schema([("score", pa.float64())]), _score),
+    "embed": Work(("item",), (), pa.schema([("vector", pa.list_(pa.float32()))]), _embed, _embed_all),
     "chat": Work(
         ("turns",), (), pa.schema([_WRITTEN[0], ("items", _ITEMS), ("confidence", pa.float64())]), _chat
     ),

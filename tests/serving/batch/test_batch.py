@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -69,6 +70,25 @@ def test_histories_may_be_texts_or_lists_and_columns_have_names_of_their_own(ret
     assert list(one[0]) == ["items"]  # what was read does not go along
     same = write(tmp_path / "same.parquet", {"items": ["red shirt; blue lamp", ""]})
     assert answered([retrieval_run], same, tmp_path / "three.parquet", columns={"history": "items"}) == one
+
+
+def test_items_are_embedded_at_once_as_the_catalogue_reads_them(retrieval_run, recommender, tmp_path):
+    items = ["a red shirt", "a blue lamp", "shoes", "a chair", "a long walking stick", "a shirt"]
+    titles = write(tmp_path / "in.parquet", {"item": items})
+    vectors = [row["vector"] for row in answered([retrieval_run], titles, tmp_path / "out.parquet", work="embed")]
+    wanted = recommender.catalog.read([{"id": str(place), "title": title} for place, title in enumerate(items)])
+    np.testing.assert_allclose(vectors, wanted, atol=1e-5)
+    mappings = write(tmp_path / "mappings.parquet", {"item": [{"title": title} for title in items]})
+    again = answered([retrieval_run], mappings, tmp_path / "again.parquet", work="embed", part_rows=4)
+    np.testing.assert_allclose([row["vector"] for row in again], vectors, atol=1e-5)
+
+
+def test_an_item_without_words_is_told_by_its_row(retrieval_run, tmp_path):
+    source = write(tmp_path / "in.parquet", {"item": [{"title": "a lamp"}, {"title": ""}, None, {"title": "shoes"}]})
+    with pytest.raises(RowError, match="without any text"):
+        answered([retrieval_run], source, tmp_path / "out.parquet", work="embed")
+    rows = answered([retrieval_run], source, tmp_path / "kept.parquet", work="embed", keep_errors=True)
+    assert [row["vector"] is None for row in rows] == [False, True, True, False]
 
 
 def test_a_ranking_run_orders_each_rows_candidates(ranking_run, tmp_path):
@@ -270,6 +290,12 @@ def test_ray_data_writes_the_same_file(requests, retrieval_run, tmp_path, ray_cl
         answered([retrieval_run], requests, out, k=3, part_rows=2, executor=executor)
         files.append(out.read_bytes())
     assert files[0] == files[1]
+    titles = write(tmp_path / "titles.parquet", {"item": ["a red shirt", "a blue lamp", "shoes"]})
+    embedded = [
+        answered([retrieval_run], titles, tmp_path / f"{executor}.out.parquet", work="embed", executor=executor)
+        for executor in ("local", "ray")
+    ]
+    assert embedded[0] == embedded[1]
     bad = write(tmp_path / "bad.parquet", {"history": [[{"item": "g00"}], [{"item": None}]]})
     with pytest.raises(DataError, match=r"row 2, field 'history'"):
         answered([retrieval_run], bad, tmp_path / "bad.out.parquet", executor="ray")
