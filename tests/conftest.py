@@ -25,6 +25,14 @@ film comedy drama lamp chair phone case ##s ##ed ##ing in at for with and then n
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
+@pytest.fixture(autouse=True)
+def _the_same_draws() -> None:
+    """Begin every test at the same point of chance: one that fails, fails again."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone() -> Callable[..., "Backbone"]:
     """Return ``make(model_type, attention="sdpa")``: a fresh tiny backbone with seeded random weights.
