@@ -67,6 +67,10 @@ class Tally:
         own.run_ms.append(1000 * (now - batch.began))
         own.wait_ms.extend(1000 * (batch.began - event.entered[stage]) for event in batch.events)
 
+    def passed(self, stage: str) -> None:
+        """Count an event that a stage without a queue is through with."""
+        self.stages[stage].done += 1
+
     def dropped(self, stage: str) -> None:
         """Count an event that was taken out unread."""
         self.stages[stage].dropped += 1

@@ -231,6 +231,7 @@ class Scheduler:
             outcome: Update | Exception = stage.run([event.payload])[0]
         except Exception as error:  # noqa: BLE001 - whatever a stage raises fails this request alone
             outcome = error
+        self.tally.passed(stage.name)
         self._take(stage, event, outcome)
 
     def _take(self, stage: Stage, event: Event, outcome: Update | Exception) -> None:

@@ -445,4 +445,5 @@ def test_the_report_has_every_figure():
     assert work["batches"] == {1: 2, 2: 2}
     assert work["cost_ms"] == {"base": pytest.approx(10), "each": pytest.approx(10)}
     assert (work["done"], work["queued"], work["running"]) == (6, 0, 0)
+    assert report["stages"]["parse"]["done"] == report["stages"]["respond"]["done"] == 6
     assert 0 < work["wait_ms"]["p50"] <= work["wait_ms"]["p99"]

@@ -3,7 +3,7 @@
 import logging
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -76,7 +76,9 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["allow"] = _allowed(request)
-    return fault(error.status_code, WORDS.get(error.status_code, "request"), str(error.detail), **headers)
+    # The framework has no words for a body at which the reader itself gave up.
+    said = "got a body that cannot be read; is it nested too deeply?" if error.status_code == 400 else error.detail
+    return fault(error.status_code, WORDS.get(error.status_code, "request"), str(said), **headers)
 
 
 def _allowed(request: Request) -> str:
@@ -87,13 +89,29 @@ def _allowed(request: Request) -> str:
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = error.errors()
-    if any(problem["type"] == "json_invalid" for problem in problems):
-        return fault(400, "malformed", "got a body that is no JSON, expected one JSON object")
+    for problem in error.errors():
+        if problem["type"] == "json_invalid":
+            where = f"{problem['ctx']['error']}, at character {problem['loc'][-1]}"
+            return fault(400, "malformed", f"got a body that is no JSON ({where}), expected one JSON object")
+    problems = [(_place(problem, error.body), problem["msg"]) for problem in error.errors()[:100]]
+    places = {place for place, _ in problems}
+    # What may be of several types is told of for each of them: the one that was meant is that which fits the deepest.
+    inner = [pair for pair in problems if not any(place[: len(pair[0])] == pair[0] != place for place in places)]
     # Without what was sent: it may be long, and somebody's.
-    fields = [
-        {"field": ".".join(str(part) for part in problem["loc"]), "problem": problem["msg"]}
-        for problem in problems[:20]
-    ]
+    fields = [{"field": ".".join(map(str, place)), "problem": said} for place, said in inner[:20]]
     told = "; ".join(f"{each['field']}: {each['problem']}" for each in fields[:3])
     return fault(422, "request", f"got a request that does not fit: {told}", fields)
+
+
+def _place(problem: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
+    """Return where a problem is, without the names of types that the library puts between."""
+    first, *rest = problem["loc"]
+    if first != "body":
+        return (first, *rest)
+    place, value = [first], body
+    for number, part in enumerate(rest, 1):
+        if isinstance(value, Mapping) and (part in value or (problem["type"] == "missing" and number == len(rest))):
+            place, value = [*place, part], value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            place, value = [*place, part], value[part]
+    return tuple(place)

@@ -182,6 +182,23 @@ class TestMalformed:
     def test_what_does_not_fit_says_where(self, client, path, body, told):
         assert told in fault(client.post(f"/v1/{path}", json=body), 422, "request")
 
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            ({"history": [{"item": "g01", "verb": 3}, "g02"]}, {"body.history.0.verb"}),
+            ({"history": [{"item": "g01", "time": "soon"}, None]}, {"body.history.0.time", "body.history.1"}),
+            ({"history": 7}, {"body.history"}),
+            ({"k": "many", "bloc": []}, {"body.k", "body.bloc"}),
+        ],
+    )
+    def test_a_field_is_named_as_it_was_sent(self, client, body, said):
+        response = client.post("/v1/recommend", json=body)
+        assert {each["field"] for each in response.json()["error"]["fields"]} == said
+
+    def test_no_json_says_where_it_ends(self, client):
+        response = client.post("/v1/recommend", content=b'{"k": }', headers={"content-type": "application/json"})
+        assert "at character 6" in fault(response, 400, "malformed")
+
     def test_numbers_that_are_none(self, client):
         for number in ("NaN", "1e999", "9" * 5_000):
             body = b'{"history": [{"item": "g01", "time": %s}]}' % number.encode()
