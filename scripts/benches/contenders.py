@@ -1,4 +1,4 @@
-"""What the serving bench compares: the same runs, served in one of eight ways by a process of its own.
+"""What the serving bench compares: the same runs, served in one of nine ways by a process of its own.
 
 ``python contenders.py RUNS SOCKET NAME`` listens on a Unix socket; a line of JSON is a request, or an order.
 """
@@ -15,17 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import m6rec
 from m6rec.api import Recommender
 from m6rec.errors import M6RecError, OverloadedError
-from m6rec.late_interaction.cache import CacheConfig, States
+from m6rec.late_interaction.cache import CacheConfig, SegmentCache, States
 from m6rec.late_interaction.scorer import LateScorer
 from m6rec.serving.executors.local import LocalExecutor
 from m6rec.serving.graph import Graph
 from m6rec.serving.graphs import GraphConfig, TierConfig, recommender_graph, warm
 from m6rec.serving.planning.plan import read_plan
 from m6rec.serving.planning.planned import with_plan
-from m6rec.serving.planning.request_log import LoggedExecutor, RequestLogger
+from m6rec.serving.planning.request_log import LoggedExecutor, RequestLogger, timed
 from m6rec.serving.stage import StagePlan
 from m6rec.serving.stages.recall_answer import RecallConfig
 from m6rec.serving.storage import QueryCache
@@ -61,6 +63,8 @@ class Contender:
 CONTENDERS = {
     "s0": Contender("S0 synchronous"),
     "s0q": Contender("S0 + bounded queue", queue=1),
+    # What m6rec.load gives anybody: how much of the gain below is the split model's own, without any serving.
+    "s0c": Contender("S0 + bounded queue, segments kept", queue=1, keeps_segments=True),
     "s1": Contender("S1 stages, no batches", GraphConfig(NO_TIERS, degrade=False, plans=SINGLE)),
     "s2": Contender("S2 + batches by slack", GraphConfig(NO_TIERS, degrade=False)),
     "s3": Contender("S3 + query cache", GraphConfig(QUERY, degrade=False)),
@@ -98,11 +102,11 @@ class Synchronous:
 
     Args:
         recommender: answers.
-        store: of its ranker's segments.
+        store: of its ranker's segments within a request; ``None`` = the ranker keeps them itself.
         queue: most requests at a time, the running one among them; ``None`` = any number.
     """
 
-    def __init__(self, recommender: Recommender, store: OneRequest, queue: int | None) -> None:
+    def __init__(self, recommender: Recommender, store: OneRequest | None, queue: int | None) -> None:
         self.recommender, self.store, self.queue, self._under_way = recommender, store, queue, 0
         self._pool = concurrent.futures.ThreadPoolExecutor(1 if queue is not None else SYNC_THREADS)
 
@@ -120,7 +124,8 @@ class Synchronous:
         return {}
 
     def _answer(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        self.store.begin()
+        if self.store is not None:
+            self.store.begin()
         return [vars(item) for item in self.recommender.recommend(request["history"], K)]
 
 
@@ -146,7 +151,8 @@ class Server:
         config, self.now = self.contender.config, 0.0
         if config is None:
             queue = order.get("queue") if self.contender.queue else None
-            self.target = Synchronous(self.recommender, self._without_tiers(), queue)
+            store = self._kept() if self.contender.keeps_segments else self._without_tiers()
+            self.target = Synchronous(self.recommender, store, queue)
             return {}
         if self.target is not None:
             await self.target.drain(5)
@@ -156,7 +162,8 @@ class Server:
             self.graph = await asyncio.to_thread(self._made, config)
         size = 0 if order.get("no_hits") else config.tiers.query_bytes
         self.graph.models.answers = QueryCache(size, config.tiers.query_ttl_s, lambda: self.now) if size else None
-        executor = LocalExecutor(replace(self.graph, close=lambda: None))
+        graph = timed(self.graph) if order.get("log") else self.graph
+        executor = LocalExecutor(replace(graph, close=lambda: None))
         self.target = LoggedExecutor(executor, RequestLogger(order["log"])) if order.get("log") else executor
         await self.target.start()
         return {}
@@ -169,10 +176,19 @@ class Server:
             self._without_tiers()
         return graph
 
-    def _without_tiers(self) -> OneRequest:
+    @property
+    def _scorer(self) -> LateScorer:
         assert self.recommender.ranker is not None
-        scorer = self.recommender.ranker.backbone
-        assert isinstance(scorer, LateScorer)
+        assert isinstance(self.recommender.ranker.backbone, LateScorer)
+        return self.recommender.ranker.backbone
+
+    def _kept(self) -> None:
+        """Give the ranker as much memory for segments as the tiers have, once."""
+        if self.target is None:
+            self._scorer.use(SegmentCache(self._scorer.version, ALL_TIERS.segments))
+
+    def _without_tiers(self) -> OneRequest:
+        scorer = self._scorer
         store = OneRequest(scorer.version)
         scorer.use(store)
         # One a thread: of a request that comes in pieces.
@@ -189,10 +205,10 @@ class Server:
         return {"n": order["n"], "rung": found["rung"], "items": [item["id"] for item in found["items"]]}
 
     def used(self) -> dict[str, Any]:
-        """Return CPU seconds and the largest memory so far, and what the executor reports."""
+        """Return CPU seconds, memory (the most so far, and now), and what the executor reports."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
         used = {"cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss * 1024, "at": time.monotonic()}
-        return {**used, "report": self.target.report()}
+        return {**used, "rss": psutil.Process().memory_info().rss, "report": self.target.report()}
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's lines, each when it is ready."""
@@ -210,6 +226,16 @@ class Server:
         else:
             found = self.used()
         writer.write(json.dumps(found).encode() + b"\n")
+
+
+def hits(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
+    """Return tier -> share of what it was asked for between two reports that it had."""
+    found = {}
+    for name, own in after.get("tiers", {}).items():
+        former = before.get("tiers", {}).get(name, {"hits": 0, "misses": 0})
+        had, lacked = own["hits"] - former["hits"], own["misses"] - former["misses"]
+        found[name] = had / max(1, had + lacked)
+    return found
 
 
 async def serve(runs: Sequence[str], socket: str, name: str, log: dict[str, Any]) -> None:

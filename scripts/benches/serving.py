@@ -1,4 +1,4 @@
-"""The same runs served in eight ways, under load that does not wait: what each idea gives.
+"""The same runs served in nine ways, under load that does not wait: what each idea gives.
 
 Requests come at their own times, whoever is ready (an open loop), from a process of their own; latency counts from when
 a request was due. Every event of MovieLens latest-small's last fifth is a request, in the order of time, with what the
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benches.contenders import CONTENDERS
+from benches.contenders import CONTENDERS, hits
+from benches.endurance import WARM_UP, endure
 from benches.harness import Bench, console
 from numpy.typing import NDArray
 from rich.table import Table
@@ -38,6 +39,8 @@ BURST, BURST_S = 3.0, 2.0
 PLANNED_LOAD = 2.0
 # The time that a request has, in times that it takes the synchronous server alone.
 SLO = 5.0
+# How long a server is watched for growing memory, its warm-up apart.
+STEADY_S = 600.0
 TRAINED = {
     "retrieval": ("training.num_epochs=6",),
     # M6-Rec keeps 3 layers of 24 online; of MiniLM's 6 that is one.
@@ -70,7 +73,14 @@ def run(bench: Bench) -> None:
         )
         show(name, points[name])
     bench.figures |= {"sync_ms": alone["ms"], "slo_ms": alone["slo_ms"], **figures_of(points)}
-    bench.details |= {"points": points, "alone": alone, "cores": sorted(os.sched_getaffinity(0))}
+    ours = "s6" if "s6" in points else "s5"
+    capacity, seconds = bench.figures[f"{ours}_goodput"], 5.0 if bench.quick else STEADY_S
+    given = {"plan": str(plan)} if ours == "s6" else {}
+    steady = bench.once("serving-steady", lambda: asyncio.run(course.steady(ours, alone, capacity, seconds, given)))
+    span = f"{seconds:g}_seconds" if bench.quick else "10_minutes"
+    names = ("memory_growth_mb", "tiers_growth_mb", "in_time")
+    bench.figures |= {f"{name}_over_{span}": steady[name] for name in names}
+    bench.details |= {"points": points, "alone": alone, "steady": steady, "cores": sorted(os.sched_getaffinity(0))}
     bench.protocol = {
         "load": f"open loop; {loads} times what S0 does alone, {course.seconds:g} s each, from the scheduled arrival",
         "slo": f"{SLO} x the mean of S0 alone",
@@ -175,6 +185,15 @@ class Course:
                 point = await self._point(line, "poisson", 3 * best, start, alone, False, rng, given)
                 found.append({"kind": "overload", "load": 3 * best / rate, "no_hits": False, **point})
         return found
+
+    async def steady(
+        self, name: str, alone: Mapping[str, float], rate: float, seconds: float, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what a contender's memory does at one rate for so long, after its warm-up."""
+        rows = self._rows(0, max(4, int(rate * seconds / (1 - WARM_UP))), False)
+        async with Line(self, name) as line:
+            await line.order({"reset": True, **given})
+            return await endure(line, rows, rate, alone["slo_ms"])
 
     async def _point(
         self,
@@ -340,16 +359,6 @@ def ndcg(items: Sequence[str], target: str) -> float:
     return 1 / float(np.log2(2 + items.index(target))) if target in items else 0.0
 
 
-def hits(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
-    """Return tier -> share of what it was asked for between two reports that it had."""
-    found = {}
-    for name, own in after.get("tiers", {}).items():
-        former = before.get("tiers", {}).get(name, {"hits": 0, "misses": 0})
-        had, lacked = own["hits"] - former["hits"], own["misses"] - former["misses"]
-        found[name] = had / max(1, had + lacked)
-    return found
-
-
 # ---- figures
 
 
@@ -364,6 +373,8 @@ def figures_of(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, f
     figures["goodput_over_sync"] = figures[f"{ours}_goodput"] / max(1e-9, figures["s0q_goodput"])
     figures["goodput_whole_over_sync"] = figures[f"{ours}_goodput_whole"] / max(1e-9, figures["s0q_goodput"])
     figures["ndcg_over_sync"] = figures[f"{ours}_ndcg"] / max(1e-9, figures["s0q_ndcg"])
+    if "s0c" in points:
+        figures["goodput_over_caching_sync"] = figures[f"{ours}_goodput"] / max(1e-9, figures["s0c_goodput"])
     cold = {name: next(p["goodput"] for p in points[name] if p["no_hits"]) for name in (ours, "s0q")}
     figures["goodput_over_sync_no_hits"] = cold[ours] / max(1e-9, figures["s0q_goodput"])
     overload = next(p for p in points[ours] if p["kind"] == "overload")
