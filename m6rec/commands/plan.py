@@ -103,9 +103,10 @@ def _own_cores() -> float:
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> Table:
-    heads = ("in time /s", "whole", "p50 ms", "p99 ms", "refused", "expired", "CPU ms")
-    table = Table("", *heads, box=None, pad_edge=False)
+    columns = {"in time /s": "goodput", "p50 ms": "p50_ms", "p99 ms": "p99_ms", "CPU ms": "cpu_ms_a_request"}
+    shares = ("whole", "refused", "expired")
+    table = Table("", *columns, *shares, box=None, pad_edge=False)
     for name, row in rows.items():
-        names = ("goodput", "whole", "p50_ms", "p99_ms", "refused", "expired", "cpu_ms_a_request")
-        table.add_row(name, *(f"{row[each]:.4g}" for each in names))
+        numbers = (f"{row[each]:.4g}" for each in columns.values())
+        table.add_row(name, *numbers, *(f"{row[each]:.1%}" for each in shares))
     return table
