@@ -64,7 +64,7 @@ def run(bench: Bench) -> None:
     course = Course(runs, log, 1.0 if bench.quick else 12.0)
     alone = bench.once("serving-alone", lambda: asyncio.run(course.alone(2 if bench.quick else 40)))
     loads, points, plan = (3.0,) if bench.quick else LOADS, {}, bench.work / "serving-plan.yaml"
-    for name in ("s0q", "s5") if bench.quick else CONTENDERS:
+    for name in ("s0q", "s0c", "s5") if bench.quick else CONTENDERS:
         if name == "s6" and not plan.is_file():
             write_plan(found_plan(course, alone, bench.work / "serving-log.jsonl"), plan)
         given = {"plan": str(plan)} if name == "s6" else {}
