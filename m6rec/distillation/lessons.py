@@ -171,8 +171,11 @@ class ScoreLesson(Lesson):
         return RankingBatch
 
     def space(self, task: Any, backbone: Backbone) -> str:
-        """Return the classes and the numbers that stand beside the words."""
-        return f"no or yes of a candidate; {NUM_FEATURES if task.config.numbers else 0} numbers beside its words"
+        """Return the classes, and the numbers that a batch carries, whether a task's head reads them or not.
+
+        So a teacher may see what its student does not: privileged features (Xu et al., arXiv 1907.05171).
+        """
+        return f"no or yes of a candidate; {NUM_FEATURES} numbers in a batch"
 
     @contextmanager
     def heard(self, task: Any, backbone: Backbone) -> Iterator[tuple[Backbone, list[Tensor]]]:

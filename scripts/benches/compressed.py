@@ -19,6 +19,7 @@ from m6rec.compressors.cost import cpu_ms
 from m6rec.data.features import features
 from m6rec.data.prepare import PrepareConfig
 from m6rec.data.sources.movielens import LatestSmall
+from m6rec.data.store import Dataset
 from m6rec.metrics.ranking import auc
 from m6rec.tasks.ranking.data import RankingBatch, pair_statistics, ranking_batch
 from m6rec.tasks.ranking.task import Ranking
@@ -56,10 +57,14 @@ def ranking_run(bench: Bench, seed: int, recipe: str = "ranking") -> Experiment:
         seed: of split and training.
         recipe: ``ranking``, or ``ranking-late`` for one with late interaction.
     """
-    source = LatestSmall(LatestSmall.Config(path=str(bench.folder("ml-latest-small"))))
-    dataset = bench.prepare(source, f"by-time-{seed}", PrepareConfig(split="temporal", seed=seed))
     name = {"ranking": "plain", "ranking-late": "late"}[recipe]
-    return bench.train(recipe, dataset, name, seed, [*WORDS, *LAST])
+    return bench.train(recipe, films(bench, seed), name, seed, [*WORDS, *LAST])
+
+
+def films(bench: Bench, seed: int) -> Dataset:
+    """Return the log of films, split by time."""
+    source = LatestSmall(LatestSmall.Config(path=str(bench.folder("ml-latest-small"))))
+    return bench.prepare(source, f"by-time-{seed}", PrepareConfig(split="temporal", seed=seed))
 
 
 def compressed(bench: Bench, run: Path, method: str, name: str, words: Sequence[str] = ()) -> Path:
