@@ -205,10 +205,11 @@ class Server:
         return {"n": order["n"], "rung": found["rung"], "items": [item["id"] for item in found["items"]]}
 
     def used(self) -> dict[str, Any]:
-        """Return CPU seconds, memory (the most so far, and now), and what the executor reports."""
+        """Return CPU seconds, memory, and what the executor reports."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        used = {"cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss * 1024, "at": time.monotonic()}
-        return {**used, "rss": psutil.Process().memory_info().rss, "report": self.target.report()}
+        used = {"cpu": usage.ru_utime + usage.ru_stime, "at": time.monotonic()}
+        # Not the most that getrusage knows of: a process begins with its parent's.
+        return {**used, "memory": psutil.Process().memory_info().rss, "report": self.target.report()}
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's lines, each when it is ready."""

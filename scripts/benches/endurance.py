@@ -45,11 +45,11 @@ async def endure(server: Asked, rows: list[int], rate: float, slo_ms: float) -> 
 def growth(seen: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Return how memory, and what the tiers say that they hold, grew after the warm-up: medians of a window each.
 
-    >>> growth([{"rss": 2**20 * n, "report": {}} for n in (9, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6)])["memory_growth_mb"]
+    >>> growth([{"memory": 2**20 * n, "report": {}} for n in (9, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6)])["memory_growth_mb"]
     1.0
     """
     first, window = max(1, round(WARM_UP * len(seen))), max(1, len(seen) // 20)
-    memory = np.array([each["rss"] for each in seen]) / 2**20
+    memory = np.array([each["memory"] for each in seen]) / 2**20
     tiers = np.array([held(each["report"]) for each in seen]) / 2**20
 
     def grown(values: NDArray[np.float64]) -> float:
