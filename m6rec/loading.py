@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m6rec.edge.folder import is_edge
+from m6rec.errors import RunError
 
 if TYPE_CHECKING:
     from m6rec.api import Recommender
@@ -19,12 +20,14 @@ def load(run: str | Path, *rest: Any, **options: Any) -> "Recommender | EdgeReco
         options: likewise.
 
     Raises:
-        RunError: no finished run, or one of another version.
+        RunError: no finished run, one of another version, or an engine for a run that is none of ONNX graphs.
     """
     if is_edge(Path(run)):
         from m6rec.edge.recommender import EdgeRecommender
 
         return EdgeRecommender(run, *rest, **options)
+    if "engine" in options:
+        raise RunError(f"{run} is no exported run, and no other has an engine to choose; export one: m6rec compress")
     from m6rec import api
 
     return api.load(run, *rest, **options)
