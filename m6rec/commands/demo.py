@@ -1,4 +1,4 @@
-"""The main job on the sample world, end to end: prepare, train, compare, recommend, explain, talk. Offline."""
+"""The main job on the sample world, end to end: prepare, train, compare, recommend, explain. Offline."""
 
 import json
 import logging
@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -26,18 +25,13 @@ from m6rec.workflows.comparison import Compared, compare_run
 
 BASELINES = ("popularity", "itemknn", "markov", "sasrec")
 WRITERS_LOG = "writers.log"
-SAYS = (
-    "Hi! I run every morning, and I am looking for something warm.",
-    "Something to use, please.",
-    "And something to watch? I liked Zero Latency.",
-)
 
 
 def run_demo(out: Path, console: Console, quick: bool = False, seed: int = 0) -> Compared:
     """Make a world, learn from its log, and show what comes out.
 
     Args:
-        out: gets ``data/``, ``run/``, ``why/``, ``talk/``, ``report.json`` and ``report.png``.
+        out: gets ``data/``, ``run/``, ``why/``, ``report.json`` and ``report.png``.
         console: where to print.
         quick: a small world and one epoch, to see that everything runs.
         seed: of the world and of everything learnt from it.
@@ -59,8 +53,6 @@ def run_demo(out: Path, console: Console, quick: bool = False, seed: int = 0) ->
         _recommend(load(out / "run"), console)
     console.rule("5  reasons")
     _explain(load(out / "run", out / "why"), console)
-    console.rule("6  a talk")
-    _talk(load(out / "talk"), console)
     result = compared.to_dict(experiment)
     result["seconds"], result["cpu_seconds"] = time.perf_counter() - started, _cpu_seconds()
     (out / "report.json").write_text(json.dumps(result, indent=1, default=float), encoding="utf-8")
@@ -84,18 +76,17 @@ def _training_beside(out: Path, seed: int, quick: bool) -> Iterator[None]:
     yield
     process.join()
     if process.exitcode:
-        raise RunError(f"training explanations and talk failed; see {out / WRITERS_LOG}")
+        raise RunError(f"training explanations failed; see {out / WRITERS_LOG}")
 
 
 def _train_writers(out: Path, seed: int, quick: bool) -> None:
-    """Teach the small language model that comes with the package to explain, and to talk, by some steps each."""
+    """Teach the small language model that comes with the package to explain, by some steps on the log's reviews."""
     with (out / WRITERS_LOG).open("w", encoding="utf-8", buffering=1) as log:
         sys.stdout = sys.stderr = log
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=log)
         words = ["backbone.name=foundation", f"training.max_steps={2 if quick else 100}"]
         words += ["training.evaluate_every=null", "training.select_on=null"]
         _train("explanation", out, "why", seed, words)
-        _train("conversation", out, "talk", seed, words)
 
 
 def _cpu_seconds() -> float:
@@ -144,14 +135,3 @@ def _explain(recommender: Recommender, console: Console) -> None:
         found = recommender.explain(history, item.id)
         table.add_row(item.title, found.text, "; ".join(history[number] for number in found.evidence.events))
     console.print(table)
-
-
-def _talk(recommender: Recommender, console: Console) -> None:
-    """Hold a dialogue: it recommends what the catalogue has, or asks back."""
-    turns: list[Any] = []
-    for words in SAYS:
-        turns.append(words)
-        reply = recommender.chat(turns)
-        turns.append(reply.turn)
-        console.print(f"USER: {words}", markup=False)
-        console.print(f"SYSTEM: {reply.text}", style="bold", markup=False)
